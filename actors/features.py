@@ -1,0 +1,266 @@
+"""From leaf vectors to the rows of the table ``features``: sentences, paragraphs, topics and the document itself.
+
+Upper levels are combined from the *codes* of the leaves, not from the encoder's floats, so that a run that takes its
+leaves from the store and one that has just encoded them write the same bytes:
+
+    vector = normalise(sum over leaves of token_count x norm x scale x codes)
+
+which is the mean over all pooled token states of the span (up to the codec's rounding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from lodestream.actors.prepared import PreparedSpans
+from lodestream.kernels.span_pool.api import quantise_rows
+from lodestream.schema import FINGERPRINT_BYTES, PARAGRAPH_KINDS, features_schema, row_key
+
+_BLOCK_LEAVES: Final = 4096
+_KINDS = np.array(PARAGRAPH_KINDS, dtype=object)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafVectors:
+    """Vectors of L leaves: ``codes`` int8 [L, D], ``scales`` and ``norms`` float16 [L], ``computed_at_us`` int64 [L]."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    norms: NDArray[np.float16]
+    computed_at_us: NDArray[np.int64]
+
+    def rows(self, start: int, end: int) -> LeafVectors:
+        """The leaves [start, end), as views."""
+        return LeafVectors(
+            codes=self.codes[start:end],
+            scales=self.scales[start:end],
+            norms=self.norms[start:end],
+            computed_at_us=self.computed_at_us[start:end],
+        )
+
+
+def concat_leaves(parts: Sequence[LeafVectors], dim: int) -> LeafVectors:
+    """The leaves of ``parts`` in order."""
+    if not parts:
+        return LeafVectors(
+            codes=np.zeros((0, dim), np.int8),
+            scales=np.zeros(0, np.float16),
+            norms=np.zeros(0, np.float16),
+            computed_at_us=np.zeros(0, np.int64),
+        )
+    return LeafVectors(
+        codes=np.concatenate([p.codes for p in parts]),
+        scales=np.concatenate([p.scales for p in parts]),
+        norms=np.concatenate([p.norms for p in parts]),
+        computed_at_us=np.concatenate([p.computed_at_us for p in parts]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentName:
+    """What every row of a document repeats; ``num_chars`` is the length of its text."""
+
+    doc_id: str
+    source: str
+    source_version: str
+    num_chars: int
+
+
+def build_feature_rows(
+    name: DocumentName, spans: PreparedSpans, leaves: LeafVectors, *, num_special: tuple[int, int], run_id: str
+) -> pa.Table:
+    """All feature rows of one document.
+
+    Args:
+        name: identity and length of the document.
+        spans: its spans; at least one leaf.
+        leaves: the leaves' vectors, in the order of ``spans``.
+        num_special: special tokens that the model puts before and after a segment; they count with its first and
+            last leaf.
+        run_id: the run that writes the rows.
+
+    Returns:
+        A table of schema.features_schema(D): the document, its topics, paragraphs, sentences.
+    """
+    weights = _count_tokens(spans, num_special)
+    levels = [
+        _document_level(name, spans, leaves, weights),
+        _topic_level(spans, leaves, weights),
+        _paragraph_level(spans, leaves, weights),
+        _sentence_level(spans, leaves, weights),
+    ]
+    tables = [_level_table(name, level, run_id) for level in levels if len(level["ordinal"])]
+    return pa.concat_tables(tables)
+
+
+def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray[np.int64]:
+    counts = np.diff(spans.leaf_tokens, axis=1)[:, 0].astype(np.int64)
+    counts[spans.segment_leaves[:, 0]] += num_special[0]
+    counts[spans.segment_leaves[:, 1] - 1] += num_special[1]
+    return counts
+
+
+def _combine(leaves: LeafVectors, weights: NDArray[np.int64], starts: NDArray[np.int32]) -> dict[str, Any]:
+    """Vectors of the runs of leaves that begin at ``starts`` and reach to the next one."""
+    factors = weights * leaves.norms.astype(np.float64) * leaves.scales.astype(np.float64)
+    sums = _sum_runs(leaves.codes, factors, starts)
+    token_count = np.add.reduceat(weights, starts)
+    means = (sums / token_count[:, None]).astype(np.float32)
+    pooled = quantise_rows(torch.from_numpy(means))
+    return {
+        "token_count": token_count,
+        "codes": pooled.codes.numpy(),
+        "scale": pooled.scales.numpy(),
+        "norm": pooled.norms.numpy(),
+        "computed_at": np.maximum.reduceat(leaves.computed_at_us, starts),
+    }
+
+
+def _sum_runs(codes: NDArray[np.int8], factors: NDArray[np.float64], starts: NDArray[np.int32]) -> NDArray[np.float64]:
+    """float64 [R, D]: sum of factors x codes over each run. Blocked, so that a huge document stays within memory.
+
+    The blocks are counted from the document's start and each is added row by row: the order of the sum is that of the
+    text, whatever else is in the batch.
+    """
+    sums = np.zeros((len(starts), codes.shape[1]), np.float64)
+    for block_start in range(0, len(codes), _BLOCK_LEAVES):
+        block = slice(block_start, block_start + _BLOCK_LEAVES)
+        inside = starts[(starts > block_start) & (starts < block_start + _BLOCK_LEAVES)]
+        cuts = np.concatenate([[block_start], inside])
+        runs = np.searchsorted(starts, cuts, side="right") - 1
+        sums[runs] += np.add.reduceat(codes[block] * factors[block, None], cuts - block_start, axis=0)
+    return sums
+
+
+def _paragraph_fingerprints(spans: PreparedSpans) -> NDArray[np.uint8]:
+    segment = np.searchsorted(spans.segment_leaves[:, 0], spans.paragraph_leaves[:, 0], side="right") - 1
+    return spans.segment_fingerprints[segment]
+
+
+def _hash_runs(fingerprints: NDArray[np.uint8], starts: NDArray[np.int32]) -> NDArray[np.uint8]:
+    ends = [*starts[1:].tolist(), len(fingerprints)]
+    digests = [
+        hashlib.blake2b(fingerprints[start:end].tobytes(), digest_size=FINGERPRINT_BYTES).digest()
+        for start, end in zip(starts.tolist(), ends, strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)
+
+
+def _topic_starts(spans: PreparedSpans) -> NDArray[np.int32]:
+    """Index of the first paragraph of each topic."""
+    return np.flatnonzero(np.diff(spans.paragraph_topics, prepend=-1)).astype(np.int32)
+
+
+def _mean_density(spans: PreparedSpans, weights: NDArray[np.int64], starts: NDArray[np.int32]) -> NDArray[np.float64]:
+    paragraph_tokens = np.add.reduceat(weights, spans.paragraph_leaves[:, 0])
+    total = np.add.reduceat(spans.paragraph_density.astype(np.float64) * paragraph_tokens, starts)
+    return np.asarray(total / np.add.reduceat(paragraph_tokens, starts), np.float64)
+
+
+def _document_level(
+    name: DocumentName, spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]
+) -> dict[str, Any]:
+    starts = np.zeros(1, np.int32)
+    topics = _hash_runs(_paragraph_fingerprints(spans), _topic_starts(spans))
+    return {
+        "granularity": "document",
+        "ordinal": np.zeros(1, np.int32),
+        "parent": np.full(1, -1, np.int32),
+        "kind": np.array([""], dtype=object),
+        "char_start": np.zeros(1, np.int32),
+        "char_end": np.full(1, name.num_chars, np.int32),
+        "density": _mean_density(spans, weights, starts),
+        "fingerprint": _hash_runs(topics, starts),
+        **_combine(leaves, weights, starts),
+    }
+
+
+def _topic_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]) -> dict[str, Any]:
+    starts = _topic_starts(spans)
+    ends = np.append(starts[1:], len(spans.paragraph_topics))
+    return {
+        "granularity": "topic",
+        "ordinal": np.arange(len(starts), dtype=np.int32),
+        "parent": np.zeros(len(starts), np.int32),
+        "kind": np.full(len(starts), "", dtype=object),
+        "char_start": spans.paragraph_chars[starts, 0],
+        "char_end": spans.paragraph_chars[ends - 1, 1],
+        "density": _mean_density(spans, weights, starts),
+        "fingerprint": _hash_runs(_paragraph_fingerprints(spans), starts),
+        **_combine(leaves, weights, spans.paragraph_leaves[starts, 0]),
+    }
+
+
+def _paragraph_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]) -> dict[str, Any]:
+    starts = spans.paragraph_leaves[:, 0]
+    combined = _combine(leaves, weights, starts)
+    # A base paragraph is a leaf: its vector is the encoder's own, not a second rounding of it.
+    base = ~spans.paragraph_fine
+    combined["codes"][base] = leaves.codes[starts[base]]
+    combined["scale"][base] = leaves.scales[starts[base]]
+    combined["norm"][base] = leaves.norms[starts[base]]
+    return {
+        "granularity": "paragraph",
+        "ordinal": np.arange(len(starts), dtype=np.int32),
+        "parent": spans.paragraph_topics,
+        "kind": _KINDS[spans.paragraph_kinds],
+        "char_start": spans.paragraph_chars[:, 0],
+        "char_end": spans.paragraph_chars[:, 1],
+        "density": spans.paragraph_density,
+        "fingerprint": _paragraph_fingerprints(spans),
+        **combined,
+    }
+
+
+def _sentence_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]) -> dict[str, Any]:
+    paragraph = np.repeat(np.arange(len(spans.paragraph_leaves)), np.diff(spans.paragraph_leaves, axis=1)[:, 0])
+    fine = np.flatnonzero(spans.paragraph_fine[paragraph])
+    parent = paragraph[fine]
+    return {
+        "granularity": "sentence",
+        "ordinal": np.arange(len(fine), dtype=np.int32),
+        "parent": parent.astype(np.int32),
+        "kind": _KINDS[spans.paragraph_kinds[parent]],
+        "char_start": spans.leaf_chars[fine, 0],
+        "char_end": spans.leaf_chars[fine, 1],
+        "density": spans.paragraph_density[parent],
+        "fingerprint": _paragraph_fingerprints(spans)[parent],
+        "token_count": weights[fine],
+        "codes": leaves.codes[fine],
+        "scale": leaves.scales[fine],
+        "norm": leaves.norms[fine],
+        "computed_at": leaves.computed_at_us[fine],
+    }
+
+
+def _level_table(name: DocumentName, level: dict[str, Any], run_id: str) -> pa.Table:
+    num_rows, dim = level["codes"].shape
+    schema = features_schema(dim)
+    granularity = level["granularity"]
+    keys = [row_key(name.source, name.doc_id, granularity, ordinal) for ordinal in range(num_rows)]
+    values: dict[str, Any] = {
+        **level,
+        "key": keys,
+        "doc_id": [name.doc_id] * num_rows,
+        "granularity": [granularity] * num_rows,
+        "source_version": [name.source_version] * num_rows,
+        "run_id": [run_id] * num_rows,
+        "density": level["density"].astype(np.float16),
+        "fingerprint": [row.tobytes() for row in level["fingerprint"]],
+    }
+    arrays = []
+    for field in schema:
+        if field.name == "codes":
+            flat = pa.array(np.ascontiguousarray(level["codes"]).reshape(-1), pa.int8())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+        else:
+            arrays.append(pa.array(values[field.name], field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

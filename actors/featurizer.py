@@ -1,0 +1,360 @@
+"""The one featurizer of the three uses: batch backfill, scheduled refresh, online endpoint.
+
+    prepare   text -> paragraphs, sentences, segments, density        (CPU, no weights loaded)
+    encode    segments -> leaf vectors -> rows of every granularity   (weights loaded on first use)
+
+Between the two the caller may fill segments from a store: ``encode`` takes what is ``known`` by fingerprint and sends
+only the rest to the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lodestream.actors.density import DensityModel
+from lodestream.actors.features import DocumentName, LeafVectors, build_feature_rows, concat_leaves
+from lodestream.actors.layout import lay_out
+from lodestream.actors.leaf_encoder import LeafEncoder
+from lodestream.actors.models import find_model
+from lodestream.actors.options import EncodeCounts, FeaturizerOptions
+from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_table, spans_to_columns
+from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, TextFormat, outline_documents
+from lodestream.actors.tokenize import Tokenizer
+from lodestream.errors import ConfigError, DocumentError
+from lodestream.kernels.encoder import Encoder, load_encoder, native_precision
+from lodestream.kernels.weights import ModelFolder, read_model_folder
+from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
+
+RECIPE_VERSION: Final = 1
+"""Raised when this file changes what a vector depends on."""
+
+CODEC: Final = "int8-f16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """Rows of the tables ``features`` and ``documents`` for the same documents, and how they came about.
+
+    ``encoded``: the leaves that this call computed, by segment fingerprint.
+    """
+
+    features: pa.Table
+    documents: pa.Table
+    encoded: Mapping[bytes, LeafVectors]
+    counts: EncodeCounts
+
+
+class Featurizer:
+    """Turns texts into features. Guarantees: the same text gives the same codes, whatever shares its batch.
+
+    Not thread-safe while encoding (torch runs its own threads); ``prepare`` may run in several threads. Picklable: a
+    copy in another process loads its own weights on first use.
+
+    Example:
+        >>> features = Featurizer().featurize("Two sentences. They become rows.")
+        >>> features.num_rows  # document, topic, paragraph, two sentences
+        5
+    """
+
+    def __init__(self, options: FeaturizerOptions | None = None) -> None:
+        self.options = options or FeaturizerOptions()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options}
+
+    @cached_property
+    def _found(self) -> tuple[Path, str | None]:
+        return find_model(self.options.model)
+
+    @cached_property
+    def model(self) -> ModelFolder:
+        """The model's folder, checked: files present, architecture supported, hash as pinned."""
+        folder, expected_sha256 = self._found
+        return read_model_folder(folder, expected_sha256=expected_sha256)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self._found[0])
+
+    @cached_property
+    def density(self) -> DensityModel:
+        return DensityModel.default()
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder; loads the weights on first use."""
+        return load_encoder(self._found[0], precision=self.precision, expected_sha256=self._found[1])
+
+    @cached_property
+    def _leaf_encoder(self) -> LeafEncoder:
+        return LeafEncoder(
+            self.encoder,
+            special_before=self.tokenizer.prefix_ids,
+            special_after=self.tokenizer.suffix_ids,
+            batch_tokens=self.options.batch_tokens,
+        )
+
+    @cached_property
+    def precision(self) -> Any:
+        """The precision class that vectors are computed in: "bf16" or "fp32"."""
+        return native_precision() if self.options.precision == "auto" else self.options.precision
+
+    @cached_property
+    def segment_options(self) -> SegmentOptions:
+        max_tokens = self.options.max_tokens or self.model.max_seq_length
+        if max_tokens > self.model.max_positions:
+            raise ConfigError(
+                f"segment.max_tokens = {max_tokens}, but the model reads {self.model.max_positions} tokens at most",
+                f"set it to {self.model.max_positions} or less (0 = the model's own {self.model.max_seq_length})",
+            )
+        return SegmentOptions(
+            max_tokens=max_tokens,
+            target_tokens=self.options.target_tokens,
+            heading_prefix=self.options.heading_prefix,
+        )
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that a stored row depends on besides the text; ``feature_version`` is its hash."""
+        return {
+            "model": self.options.model if self._found[1] else self._found[0].name,
+            "weights_sha256": self.model.weights_sha256,
+            "tokenizer_sha256": self.tokenizer.identity,
+            "architecture": self.model.architecture,
+            "pooling": self.model.pooling,
+            "dim": self.model.dim,
+            "precision": self.precision,
+            "codec": CODEC,
+            "density": self.density.identity,
+            "base_below": self.options.base_below,
+            "segment": asdict(self.segment_options),
+            "spans_version": SPANS_VERSION,
+            "recipe_version": RECIPE_VERSION,
+        }
+
+    @cached_property
+    def feature_version(self) -> str:
+        """16 hex digits that name the recipe."""
+        return _hash_recipe(self.recipe)
+
+    @cached_property
+    def _vector_recipe(self) -> bytes:
+        # What one leaf's vector depends on: cutting and density rules act through the tokens and leaves alone, so
+        # that a change of theirs leaves the vectors of unchanged segments usable.
+        names = ("weights_sha256", "tokenizer_sha256", "architecture", "pooling", "precision", "codec")
+        return _hash_recipe({name: self.recipe[name] for name in names} | {"version": RECIPE_VERSION}).encode()
+
+    # ---- prepare ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, documents: pa.Table, counts: EncodeCounts | None = None) -> pa.Table:
+        """Cuts documents into spans and segments and scores their density.
+
+        Args:
+            documents: columns doc_id, source, uri, content_hash, source_version, text, text_format.
+            counts: where the stages' seconds are added.
+
+        Returns:
+            ``documents`` with title, num_tokens, quarantine_reason (null where all is well) and the columns of
+            prepared.spans_to_columns. A document that fails has a reason and no spans; the others go on.
+        """
+        counts = counts or EncodeCounts()
+        texts = documents.column("text").to_pylist()
+        formats = documents.column("text_format").to_pylist()
+        outlines, reasons = self._outline(texts, formats, counts)
+        started = time.perf_counter()
+        densities = self._score(texts, outlines)
+        counts.clock("density", started)
+        spans = [
+            self._lay_out(outline, density) if outline is not None and len(outline.token_ids) else empty_spans()
+            for outline, density in zip(outlines, densities, strict=True)
+        ]
+        columns: dict[str, Any] = {
+            **{name: documents.column(name) for name in documents.column_names},
+            "title": pa.array([o.title if o else "" for o in outlines], pa.string()),
+            "num_tokens": pa.array([len(s.token_ids) for s in spans], pa.int64()),
+            "quarantine_reason": pa.array(reasons, pa.string()),
+            **spans_to_columns(spans),
+        }
+        return pa.table(columns)
+
+    def _outline(
+        self, texts: list[str], formats: list[TextFormat], counts: EncodeCounts
+    ) -> tuple[list[Outline | None], list[str | None]]:
+        started = time.perf_counter()
+        try:
+            outlines: list[Outline | None] = list(
+                outline_documents(texts, formats, self.tokenizer, self.segment_options)
+            )
+            reasons: list[str | None] = [None] * len(texts)
+        except DocumentError:
+            # One of them cannot be cut: find out which, so that only that one goes to quarantine.
+            outlines, reasons = [], []
+            for text, text_format in zip(texts, formats, strict=True):
+                try:
+                    outlines += outline_documents([text], [text_format], self.tokenizer, self.segment_options)
+                    reasons.append(None)
+                except DocumentError as error:
+                    outlines.append(None)
+                    reasons.append(error.message)
+        counts.clock("segment+tokenise", started)
+        return outlines, reasons
+
+    def _score(self, texts: list[str], outlines: Sequence[Outline | None]) -> list[NDArray[np.float32]]:
+        paragraphs = [
+            text[start:end]
+            for text, outline in zip(texts, outlines, strict=True)
+            if outline is not None
+            for start, end in outline.paragraph_chars.tolist()
+        ]
+        scores = self.density.score(paragraphs)
+        sizes = [0 if o is None else len(o.paragraph_chars) for o in outlines]
+        return np.split(scores, np.cumsum(sizes)[:-1]) if sizes else []
+
+    def _lay_out(self, outline: Outline, density: NDArray[np.float32]) -> PreparedSpans:
+        fine = density >= self.options.base_below if self._has_sentences else np.zeros(len(density), np.bool_)
+        return lay_out(outline, density, fine, vector_recipe=self._vector_recipe)
+
+    @property
+    def _has_sentences(self) -> bool:
+        # A model that pools by [CLS] or by its last token has one vector a segment: a leaf is the whole paragraph.
+        return self.model.pooling == "mean"
+
+    # ---- encode ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prepared: pa.Table, known: Mapping[bytes, LeafVectors], *, run_id: str) -> EncodedBatch:
+        """Encodes the segments that are not ``known`` and builds all rows.
+
+        Args:
+            prepared: a table from ``prepare``.
+            known: leaf vectors by segment fingerprint, of any subset of the segments.
+            run_id: the run that writes the rows.
+
+        Returns:
+            Feature rows and document rows of every document of ``prepared``; documents with a quarantine reason have
+            no feature rows.
+        """
+        counts = EncodeCounts()
+        all_spans = list(spans_from_table(prepared))
+        encoded = self.encode_segments(all_spans, known, counts)
+        started = time.perf_counter()
+        now_us = time.time_ns() // 1000
+        tables = [features_schema(self.model.dim).empty_table()]
+        names = _document_names(prepared)
+        num_special = (len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids))
+        for name, spans in zip(names, all_spans, strict=True):
+            if not spans.num_segments:
+                continue
+            parts = [known[f] if f in known else encoded[f] for f in spans.fingerprints()]
+            leaves = concat_leaves(parts, self.model.dim)
+            tables.append(build_feature_rows(name, spans, leaves, num_special=num_special, run_id=run_id))
+        features = pa.concat_tables(tables)
+        documents = self._document_rows(prepared, all_spans, now_us, run_id)
+        counts.clock("combine", started)
+        return EncodedBatch(features=features, documents=documents, encoded=encoded, counts=counts)
+
+    def encode_segments(
+        self, all_spans: Sequence[PreparedSpans], known: Mapping[bytes, LeafVectors], counts: EncodeCounts
+    ) -> dict[bytes, LeafVectors]:
+        """Leaf vectors by fingerprint of all segments that are not ``known``; each fingerprint is encoded once."""
+        wanted: dict[bytes, tuple[PreparedSpans, int]] = {}
+        for spans in all_spans:
+            counts.segments_total += spans.num_segments
+            counts.tokens_total += len(spans.token_ids)
+            base = np.flatnonzero(~spans.paragraph_fine)
+            runs = spans.leaf_tokens[spans.paragraph_leaves[base, 0]]
+            counts.tokens_base += int((runs[:, 1] - runs[:, 0]).sum())
+            for row, fingerprint in enumerate(spans.fingerprints()):
+                if fingerprint not in known and fingerprint not in wanted:
+                    wanted[fingerprint] = (spans, row)
+        if not wanted:
+            return {}
+        return self._leaf_encoder.encode(wanted, counts)
+
+    def _document_rows(
+        self, prepared: pa.Table, all_spans: Sequence[PreparedSpans], now_us: int, run_id: str
+    ) -> pa.Table:
+        num_rows = prepared.num_rows
+        columns = {name: prepared.column(name) for name in ("doc_id", "source", "uri", "content_hash")}
+        columns |= {name: prepared.column(name) for name in ("source_version", "title", "text", "num_tokens")}
+        columns |= {
+            "feature_version": pa.array([self.feature_version] * num_rows, pa.string()),
+            "num_segments": pa.array([s.num_segments for s in all_spans], pa.int32()),
+            "num_topics": pa.array([len(np.unique(s.paragraph_topics)) for s in all_spans], pa.int32()),
+            "num_paragraphs": pa.array([len(s.paragraph_kinds) for s in all_spans], pa.int32()),
+            "num_sentences": pa.array([_count_sentences(s) for s in all_spans], pa.int32()),
+            "quarantine_reason": prepared.column("quarantine_reason"),
+            "updated_at": pa.array([now_us] * num_rows, DOCUMENTS_SCHEMA.field("updated_at").type),
+            "run_id": pa.array([run_id] * num_rows, pa.string()),
+        }
+        arrays = [columns[f.name].cast(f.type) for f in DOCUMENTS_SCHEMA]
+        return pa.Table.from_arrays(arrays, schema=DOCUMENTS_SCHEMA)
+
+    # ---- one text --------------------------------------------------------------------------------------------------
+
+    def featurize(self, text: str, *, text_format: TextFormat = "markdown", doc_id: str = "text") -> pa.Table:
+        """Features of one text, by the same stages as a backfill.
+
+        Returns:
+            A table of schema.features_schema(D), empty for a text without a token.
+
+        Raises:
+            DocumentError: the text cannot be used.
+        """
+        content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        documents = pa.table(
+            {
+                "doc_id": [doc_id],
+                "source": [""],
+                "uri": [""],
+                "content_hash": pa.array([content_hash], pa.binary(32)),
+                "source_version": [""],
+                "text": pa.array([text], pa.large_string()),
+                "text_format": [text_format],
+            }
+        )
+        prepared = self.prepare(documents)
+        reason = prepared.column("quarantine_reason")[0].as_py()
+        if reason:
+            raise DocumentError(reason)
+        return self.encode(prepared, {}, run_id="").features
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """float32 [D]: the unit vector of a text as a whole, for instance of a query."""
+        rows = self.featurize(text, text_format="text")
+        if not rows.num_rows:
+            raise DocumentError("the text has no token to encode", "give a text with at least one word")
+        codes = rows.column("codes")[0].values.to_numpy().astype(np.float32)
+        return np.asarray(codes / np.linalg.norm(codes), np.float32)
+
+
+def _count_sentences(spans: PreparedSpans) -> int:
+    sizes = np.diff(spans.paragraph_leaves, axis=1)[:, 0]
+    return int(sizes[spans.paragraph_fine].sum())
+
+
+def _document_names(prepared: pa.Table) -> list[DocumentName]:
+    return [
+        DocumentName(doc_id=doc_id, source=source, source_version=version, num_chars=len(text or ""))
+        for doc_id, source, version, text in zip(
+            prepared.column("doc_id").to_pylist(),
+            prepared.column("source").to_pylist(),
+            prepared.column("source_version").to_pylist(),
+            prepared.column("text").to_pylist(),
+            strict=True,
+        )
+    ]
+
+
+def _hash_recipe(recipe: Mapping[str, Any]) -> str:
+    body = repr(sorted(recipe.items())).encode()
+    return hashlib.blake2b(body, digest_size=8).hexdigest()

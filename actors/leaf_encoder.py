@@ -1,0 +1,128 @@
+"""Segments in, leaf vectors out: packing, the encoder, pooling."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lodestream.actors.features import LeafVectors
+from lodestream.actors.options import EncodeCounts
+from lodestream.actors.prepared import PreparedSpans
+from lodestream.kernels.encoder import Encoder
+from lodestream.kernels.packing import pack, plan_batches
+from lodestream.kernels.span_pool.api import PooledSpans, pool_spans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EncoderInput:
+    """One segment as the encoder reads it; ``heading``: positions of the heading prefix, half-open."""
+
+    token_ids: NDArray[np.int32]
+    leaf_starts: NDArray[np.int32]
+    num_tokens: int
+    heading: tuple[int, int]
+
+
+class LeafEncoder:
+    """Encodes segments with one encoder; the same segment gives the same codes, whatever shares its batch."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        special_before: NDArray[np.int32],
+        special_after: NDArray[np.int32],
+        batch_tokens: int,
+    ) -> None:
+        self._encoder = encoder
+        self._before = special_before
+        self._after = special_after
+        self._batch_tokens = batch_tokens
+
+    def encode(
+        self, wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
+    ) -> dict[bytes, LeafVectors]:
+        """Leaf vectors of the segments ``wanted``: fingerprint -> a document's spans and the segment's index there."""
+        fingerprints = list(wanted)
+        inputs = [self._encoder_input(*wanted[f]) for f in fingerprints]
+        lengths = np.array([len(i.token_ids) for i in inputs])
+        counts.segments_encoded += len(inputs)
+        counts.tokens_encoded += sum(i.num_tokens for i in inputs)
+        counts.tokens_overhead += int(lengths.sum()) - sum(i.num_tokens for i in inputs)
+        result: dict[bytes, LeafVectors] = {}
+        for rows in plan_batches(lengths, batch_tokens=self._batch_tokens):
+            batch = [inputs[row] for row in rows.tolist()]
+            started = time.perf_counter()
+            packed = pack([i.token_ids for i in batch])
+            states = self._encoder.encode(packed)
+            started = counts.clock("encode", started)
+            result.update(zip([fingerprints[r] for r in rows.tolist()], self._pool(states, batch), strict=True))
+            counts.clock("pool", started)
+        return result
+
+    def _encoder_input(self, spans: PreparedSpans, row: int) -> _EncoderInput:
+        start, end = spans.segment_tokens[row].tolist()
+        leaf_start, leaf_end = spans.segment_leaves[row].tolist()
+        prefix = spans.segment_prefix_ids[spans.segment_prefix_offsets[row] : spans.segment_prefix_offsets[row + 1]]
+        before, after = self._before, self._after
+        token_ids = np.concatenate([before, prefix, spans.token_ids[start:end], after])
+        return _EncoderInput(
+            token_ids=token_ids,
+            leaf_starts=spans.leaf_tokens[leaf_start:leaf_end, 0] - start,
+            num_tokens=end - start,
+            heading=(len(before), len(before) + len(prefix)),
+        )
+
+    def _pool(self, states_TC: torch.Tensor, batch: Sequence[_EncoderInput]) -> list[LeafVectors]:
+        """Pools the leaves of the segments that were packed into ``states_TC``."""
+        if self._encoder.pooling != "mean":
+            return self._pool_whole_segments(states_TC, batch)
+        kept, starts, ends, offset, position = [], [], [], 0, 0
+        for item in batch:
+            # The heading prefix gives context and is not pooled: its states are left out, so that the first special
+            # token stands next to the first leaf that it counts with.
+            heading_start, heading_end = item.heading
+            kept.append(np.arange(position, position + heading_start))
+            kept.append(np.arange(position + heading_end, position + len(item.token_ids)))
+            position += len(item.token_ids)
+            pooled_tokens = len(item.token_ids) - (heading_end - heading_start)
+            first = item.leaf_starts + heading_start + offset
+            first[0] = offset
+            starts.append(first)
+            ends.append(np.append(first[1:], offset + pooled_tokens))
+            offset += pooled_tokens
+        if offset != position:
+            states_TC = states_TC.index_select(0, torch.from_numpy(np.concatenate(kept)))
+        pooled = pool_spans(
+            states_TC,
+            torch.from_numpy(np.concatenate(starts).astype(np.int64)),
+            torch.from_numpy(np.concatenate(ends).astype(np.int64)),
+        )
+        return _split_pooled(pooled, [len(item.leaf_starts) for item in batch])
+
+    def _pool_whole_segments(self, states_TC: torch.Tensor, batch: Sequence[_EncoderInput]) -> list[LeafVectors]:
+        """[CLS] or last-token pooling: every leaf of a segment carries the segment's own vector."""
+        ends = np.cumsum([len(item.token_ids) for item in batch])
+        begins = ends - np.array([len(item.token_ids) for item in batch])
+        picked = begins if self._encoder.pooling == "cls" else ends - 1
+        num_leaves = [len(item.leaf_starts) for item in batch]
+        rows = np.repeat(picked, num_leaves).astype(np.int64)
+        pooled = pool_spans(states_TC, torch.from_numpy(rows), torch.from_numpy(rows + 1))
+        return _split_pooled(pooled, num_leaves)
+
+
+def _split_pooled(pooled: PooledSpans, num_leaves: Sequence[int]) -> list[LeafVectors]:
+    codes, scales, norms = pooled.codes.numpy(), pooled.scales.numpy(), pooled.norms.numpy()
+    whole = LeafVectors(
+        codes=codes,
+        scales=scales,
+        norms=norms,
+        computed_at_us=np.full(len(codes), time.time_ns() // 1000, np.int64),
+    )
+    ends = np.cumsum(num_leaves).tolist()
+    return [whole.rows(end - size, end) for end, size in zip(ends, num_leaves, strict=True)]

@@ -1,0 +1,228 @@
+"""The encoder on a CPU: packed segments in, token states out.
+
+Segments lie end to end without padding; linears run over all tokens of a batch at once, attention inside each segment.
+
+T packed tokens, C model dim, H heads, D head dim, N segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from lodestream.errors import ConfigError, ModelError
+from lodestream.kernels.linear import PackedLinear
+from lodestream.kernels.packing import PackedBatch
+from lodestream.kernels.weights import ModelFolder, load_tensors, read_model_folder
+
+Precision = Literal["bf16", "fp32"]
+
+RECIPE_VERSION: Final = 1
+"""Raised when this file changes a bit of the states."""
+
+_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderIdentity:
+    """What an encoder's states depend on: two encoders of one identity give the same bits on the same processor."""
+
+    weights_sha256: str
+    architecture: str
+    precision: Precision
+    engine: str
+    recipe_version: int
+
+
+class Encoder(Protocol):
+    """The seam for engines: this file's, later ONNX Runtime, OpenVINO, TensorRT."""
+
+    dim: int
+    max_tokens: int
+    max_seq_length: int
+    pooling: str
+    identity: EncoderIdentity
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        """float32 [T, C]: the states of all tokens, special tokens included."""
+        ...
+
+
+@cache
+def native_precision() -> Precision:
+    """ "bf16" where the processor multiplies bfloat16 in hardware (avx512_bf16 or AMX), else "fp32"."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return "bf16" if _BF16_FLAGS & set(line.split()) else "fp32"
+    except OSError:
+        pass
+    return "fp32"
+
+
+def load_encoder(
+    folder: Path, *, precision: Literal["auto", "bf16", "fp32"] = "auto", expected_sha256: str | None = None
+) -> Encoder:
+    """Loads the encoder of a model folder.
+
+    Args:
+        folder: see weights.read_model_folder.
+        precision: "auto" takes native_precision().
+        expected_sha256: the hash that the weights must have, hex.
+
+    Raises:
+        ModelError: the folder is not usable.
+        ConfigError: bf16 is asked for on a processor without it.
+    """
+    chosen = native_precision() if precision == "auto" else precision
+    if chosen == "bf16" and native_precision() != "bf16":
+        raise ConfigError(
+            "encoder.precision = bf16, but this processor has neither avx512_bf16 nor amx_bf16",
+            "set encoder.precision to auto or fp32",
+        )
+    return BertEncoder(read_model_folder(folder, expected_sha256=expected_sha256), precision=chosen)
+
+
+class BertEncoder:
+    """BERT with learned positions, post-norm and erf GELU.
+
+    Guarantees: the states of a segment are the same bits whatever shares its batch. Thread-safe (no state but the
+    weights); torch's own threads do the work.
+
+    Numerics: fp32 keeps all in float32. bf16 rounds the inputs of every linear and of attention to bfloat16, and keeps
+    sums, LayerNorm and the residual stream in float32: cosine to fp32 above .9999.
+    """
+
+    def __init__(self, model: ModelFolder, *, precision: Precision) -> None:
+        config = model.config
+        if (
+            config.get("hidden_act", "gelu") != "gelu"
+            or config.get("position_embedding_type", "absolute") != "absolute"
+        ):
+            raise ModelError(
+                f"{model.path}: activation {config.get('hidden_act')!r} with positions "
+                f"{config.get('position_embedding_type', 'absolute')!r} is not supported",
+                "take a BERT with erf GELU and absolute positions",
+            )
+        self.dim = model.dim
+        self.max_tokens = model.max_positions
+        self.max_seq_length = model.max_seq_length
+        self.pooling = model.pooling
+        self.identity = EncoderIdentity(
+            weights_sha256=model.weights_sha256,
+            architecture=model.architecture,
+            precision=precision,
+            engine="torch-cpu",
+            recipe_version=RECIPE_VERSION,
+        )
+        self._num_heads = int(config["num_attention_heads"])
+        self._eps = float(config.get("layer_norm_eps", 1e-12))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._dtype = dtype
+        tensors = load_tensors(model)
+        try:
+            self._words = tensors["embeddings.word_embeddings.weight"]
+            # Every text is of type 0: its row is part of each position's.
+            self._positions = (
+                tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
+            )
+            self._norm = _read_norm(tensors, "embeddings.LayerNorm")
+            num_layers = int(config["num_hidden_layers"])
+            self._layers = [_BertLayer(tensors, f"encoder.layer.{i}", dtype) for i in range(num_layers)]
+        except KeyError as error:
+            raise ModelError(
+                f"{model.path}: the weights have no tensor {error.args[0]}",
+                "config.json and weights do not belong together",
+            ) from None
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        """float32 [T, C]: the states of all tokens.
+
+        Raises:
+            ValueError: a segment has more than ``max_tokens`` tokens, or a token id is outside the vocabulary.
+        """
+        lengths = torch.diff(batch.cu_seqlens).tolist()
+        if max(lengths) > self.max_tokens:
+            raise ValueError(f"a segment of {max(lengths)} tokens, but the model reads {self.max_tokens} at most")
+        with torch.inference_mode():
+            hidden_TC = self._words[batch.token_ids_T] + self._positions[batch.positions_T]
+            hidden_TC = F.layer_norm(hidden_TC, (self.dim,), *self._norm, eps=self._eps)
+            runs = _find_runs(lengths)
+            for layer in self._layers:
+                hidden_TC = self._run_layer(layer, hidden_TC, runs)
+        return hidden_TC
+
+    def _run_layer(self, layer: _BertLayer, hidden_TC: torch.Tensor, runs: list[tuple[int, int, int]]) -> torch.Tensor:
+        qkv_T3C = layer.qkv(hidden_TC.to(self._dtype))
+        mixed_TC = attend_segments(qkv_T3C, runs, num_heads=self._num_heads)
+        hidden_TC = hidden_TC + layer.attention_output(mixed_TC)
+        hidden_TC = F.layer_norm(hidden_TC, (self.dim,), *layer.attention_norm, eps=self._eps)
+        inner = layer.mlp_in(hidden_TC.to(self._dtype))
+        hidden_TC = hidden_TC + layer.mlp_out(inner)
+        return F.layer_norm(hidden_TC, (self.dim,), *layer.mlp_norm, eps=self._eps)
+
+
+class _BertLayer:
+    """The weights of one layer, query, key and value in one linear."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype) -> None:
+        attention = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
+        weight = torch.cat([tensors[f"{part}.weight"] for part in attention])
+        bias = torch.cat([tensors[f"{part}.bias"] for part in attention])
+        self.qkv = PackedLinear(weight, bias, dtype=dtype)
+        self.attention_output = _read_linear(tensors, f"{name}.attention.output.dense", dtype)
+        self.attention_norm = _read_norm(tensors, f"{name}.attention.output.LayerNorm")
+        self.mlp_in = _read_linear(tensors, f"{name}.intermediate.dense", dtype, gelu=True)
+        self.mlp_out = _read_linear(tensors, f"{name}.output.dense", dtype)
+        self.mlp_norm = _read_norm(tensors, f"{name}.output.LayerNorm")
+
+
+def attend_segments(qkv_T3C: torch.Tensor, runs: list[tuple[int, int, int]], *, num_heads: int) -> torch.Tensor:
+    """Attention inside each segment.
+
+    Args:
+        qkv_T3C: [T, 3 C], query, key and value of all tokens.
+        runs: (first token, number of segments, their common length): segments of equal length share a call.
+        num_heads: H, divides C.
+
+    Returns:
+        [T, C] of the same dtype.
+    """
+    num_tokens, width = qkv_T3C.shape
+    head_dim = width // 3 // num_heads
+    mixed_TC = torch.empty(num_tokens, width // 3, dtype=qkv_T3C.dtype)
+    for start, count, length in runs:
+        end = start + count * length
+        qkv = qkv_T3C[start:end].view(count, length, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        mixed_TC[start:end].view(count, length, num_heads, head_dim).copy_(mixed.transpose(1, 2))
+    return mixed_TC
+
+
+def _find_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """Neighbours of equal length: (first token, number of segments, length)."""
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1][2] == length:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+        else:
+            runs.append((start, 1, length))
+        start += length
+    return runs
+
+
+def _read_linear(
+    tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype, *, gelu: bool = False
+) -> PackedLinear:
+    return PackedLinear(tensors[f"{name}.weight"], tensors[f"{name}.bias"], dtype=dtype, gelu=gelu)
+
+
+def _read_norm(tensors: dict[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return tensors[f"{name}.weight"], tensors[f"{name}.bias"]

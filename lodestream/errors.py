@@ -1,0 +1,153 @@
+"""Every error that lodestream raises on purpose.
+
+    LodestreamError
+    |-- ConfigError                 the configuration or the command line is wrong           exit 2
+    |-- ModelError                  the encoder's folder is missing, incomplete or altered   exit 2
+    |-- SourceError
+    |   |-- SourceUnavailable       (Transient) the source cannot be reached or listed       exit 75
+    |   `-- SourceContract          (Terminal) it answers, but not with what was promised    exit 1
+    |-- DocumentError               one document cannot be used: goes to quarantine, the run goes on
+    |-- GuardRefused                a guard stopped the run before it did harm               exit 5
+    |   |-- MassDeletionRefused     too many documents vanished from their source
+    |   `-- QuarantineShareExceeded too many documents failed
+    |-- StoreError
+    |   |-- StoreNotFound           nothing is published at that place                       exit 1
+    |   |-- StoreUnwritable         no rights, no room, or not a folder                      exit 1
+    |   |-- StoreSchemaMismatch     written by another schema version or vector width        exit 1
+    |   |-- StoreCorrupt            a file of the store is torn, altered or gone             exit 3
+    |   |-- CommitConflict          (Transient) somebody else committed first: do it again   exit 75
+    |   |-- CommitStateUnknown      the reply was lost: read the pointer, settle by nonce    exit 75
+    |   `-- FencedError             (Terminal) a newer epoch has taken over: stop            exit 4
+    |-- ExecutorError               Ray is not installed, cannot start or has too few CPUs   exit 1
+    `-- NotFoundError               no document or snapshot of that name                     exit 1
+
+``Transient`` and ``Terminal`` are all that decides whether something is tried again.
+
+Errors must survive pickling (Ray carries them between processes), so each passes its fields on to
+``Exception.__init__`` and formats itself in ``__str__``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Transient:
+    """Mix-in: the same call may succeed later."""
+
+
+class Terminal:
+    """Mix-in: the same call fails again until somebody changes something."""
+
+
+class LodestreamError(Exception):
+    """What happened (``message``) and what to do next (``hint``, may be empty).
+
+    Both stay on the object; ``exit_code`` is what the command line exits with.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  next: {self.hint}" if self.hint else self.message
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as the ``--json`` outputs print it."""
+        return {"error": type(self).__name__, "message": self.message, "hint": self.hint}
+
+
+class ConfigError(LodestreamError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(LodestreamError):
+    """The encoder's folder is missing, incomplete, altered, or of an architecture that is not supported."""
+
+    exit_code = 2
+
+
+class SourceError(LodestreamError):
+    """A source of documents failed as a whole."""
+
+
+class SourceUnavailable(Transient, SourceError):
+    """The source cannot be reached or listed at present. No document is taken for deleted because of it."""
+
+    exit_code = 75
+
+
+class SourceContract(Terminal, SourceError):
+    """The source answers, but not with what its configuration promises."""
+
+
+class DocumentError(LodestreamError):
+    """One document cannot be used. It goes to quarantine with ``message`` as the reason; the run goes on."""
+
+
+class GuardRefused(LodestreamError):
+    """A guard stopped the run before it did harm. Nothing of the run is published."""
+
+    exit_code = 5
+
+
+class MassDeletionRefused(GuardRefused):
+    """More documents vanished from their source than a mishap there should be able to delete."""
+
+
+class QuarantineShareExceeded(GuardRefused):
+    """More documents failed than ``run.max_quarantined_share`` allows."""
+
+
+class StoreError(LodestreamError):
+    """The feature store failed."""
+
+
+class StoreNotFound(StoreError):
+    """There is no store, or nothing is published in it yet."""
+
+
+class StoreUnwritable(StoreError):
+    """The store's place cannot be written: no rights, no room, or something else stands there."""
+
+
+class StoreSchemaMismatch(StoreError):
+    """The store was written by another schema version, or holds vectors of another width."""
+
+
+class StoreCorrupt(StoreError):
+    """A file of the store is torn, altered or gone."""
+
+    exit_code = 3
+
+
+class CommitConflict(Transient, StoreError):
+    """Another writer committed first. Nothing of this transaction is visible; begin it anew."""
+
+    exit_code = 75
+
+
+class CommitStateUnknown(StoreError):
+    """The commit was sent and its reply lost. Read the pointer again and settle by nonce before anything else."""
+
+    exit_code = 75
+
+
+class FencedError(Terminal, StoreError):
+    """A writer with a newer epoch has taken over. This writer must stop."""
+
+    exit_code = 4
+
+
+class ExecutorError(LodestreamError):
+    """Ray is not installed, cannot be started or reached, or has too few logical CPUs for the dataflow."""
+
+
+class NotFoundError(LodestreamError):
+    """No document, run or snapshot of that name."""

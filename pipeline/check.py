@@ -1,0 +1,131 @@
+"""Is everything in place for a run? Each check passes, warns or fails, and says what mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from lodestream.errors import LodestreamError
+from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.dataflow import choose_executor
+from lodestream.pipeline.session import make_featurizer, read_published
+from lodestream.pipeline.sources.files import list_files
+
+LOW_DISK_BYTES: Final = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What was looked at, how it stands, and what to do about it (empty where nothing)."""
+
+    name: str
+    level: Literal["pass", "warn", "fail"]
+    detail: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The result as JSON values."""
+        return {"name": self.name, "level": self.level, "detail": self.detail, "fix": self.fix}
+
+
+def check_all(loaded: LoadedConfig) -> Iterator[CheckResult]:
+    """All checks, one after the other; none writes anything that stays."""
+    yield CheckResult(name="config", level="pass", detail=str(loaded.file or "from the command line and environment"))
+    for name in loaded.config.sources:
+        yield _attempt(f"source {name}", lambda name=name: _check_source(loaded, name))  # type: ignore[misc]
+    yield _attempt("store", lambda: _check_store(loaded))
+    yield _attempt("disk", lambda: _check_disk(loaded))
+    yield _attempt("model", lambda: _check_model(loaded))
+    yield _attempt("executor", lambda: _check_executor(loaded))
+
+
+def _attempt(name: str, check: Callable[[], CheckResult]) -> CheckResult:
+    try:
+        return check()
+    except LodestreamError as error:
+        return CheckResult(name=name, level="fail", detail=error.message, fix=error.hint)
+
+
+def _check_source(loaded: LoadedConfig, name: str) -> CheckResult:
+    source = loaded.config.sources[name]
+    listing = list_files(name, source, loaded.folder, prefix_ids=len(loaded.config.sources) > 1)
+    size_mib = sum(entry.size_bytes for entry in listing.entries) / 2**20
+    detail = f"{len(listing.entries)} documents, {size_mib:.1f} MiB in {loaded.resolve(source.path)}"
+    if not listing.entries:
+        return CheckResult(
+            name=f"source {name}", level="warn", detail=detail, fix=f"check sources.{name}.path and include"
+        )
+    if listing.warnings:
+        detail += f"; {len(listing.warnings)} links or files passed over, the first: {listing.warnings[0]}"
+        return CheckResult(name=f"source {name}", level="warn", detail=detail, fix="mend or exclude them")
+    return CheckResult(name=f"source {name}", level="pass", detail=detail)
+
+
+def _check_store(loaded: LoadedConfig) -> CheckResult:
+    uri = loaded.store_uri
+    pointer = read_published(uri)
+    place = _nearest_folder(Path(uri))
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".lodestream-check-") as probe:
+            link = f"{probe.name}.link"
+            os.link(probe.name, link)
+            os.unlink(link)
+    except OSError as error:
+        return CheckResult(
+            name="store",
+            level="fail",
+            detail=f"{place} cannot be written: {error.strerror}",
+            fix="mend its rights, or set store.uri to a folder on a disk with hard links",
+        )
+    state = "none yet" if pointer is None else f"snapshot {pointer.sequence}, schema version {pointer.schema_version}"
+    return CheckResult(name="store", level="pass", detail=f"{uri}: {state}; writable, hard links work")
+
+
+def _check_disk(loaded: LoadedConfig) -> CheckResult:
+    place = _nearest_folder(Path(loaded.store_uri))
+    free_bytes = shutil.disk_usage(place).free
+    level: Literal["pass", "warn"] = "pass" if free_bytes >= LOW_DISK_BYTES else "warn"
+    fix = "" if level == "pass" else "free some room, or set store.uri to another disk"
+    return CheckResult(name="disk", level=level, detail=f"{free_bytes / 2**30:.1f} GiB free at {place}", fix=fix)
+
+
+def _check_model(loaded: LoadedConfig) -> CheckResult:
+    pointer = read_published(loaded.store_uri)
+    featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
+    model = featurizer.model
+    detail = (
+        f"{loaded.config.encoder.model}: {model.architecture}, {model.dim} wide, {model.pooling} pooling, segments of "
+        f"{featurizer.segment_options.max_tokens} tokens at most, {featurizer.precision}, "
+        f"weights sha256 {model.weights_sha256[:16]}"
+    )
+    if pointer is not None and pointer.sequence and pointer.feature_version != featurizer.feature_version:
+        return CheckResult(
+            name="model",
+            level="warn",
+            detail=f"{detail}; feature version {featurizer.feature_version} is not the store's "
+            f"{pointer.feature_version}",
+            fix="the next run looks at every document again; set the changed setting back if that is not meant",
+        )
+    return CheckResult(name="model", level="pass", detail=f"{detail}; feature version {featurizer.feature_version}")
+
+
+def _check_executor(loaded: LoadedConfig) -> CheckResult:
+    total_bytes = 0
+    for name, source in loaded.config.sources.items():
+        listing = list_files(name, source, loaded.folder, prefix_ids=False)
+        total_bytes += sum(entry.size_bytes for entry in listing.entries)
+    num_cores = os.cpu_count() or 1
+    kind, why = choose_executor(loaded.config.run, total_bytes=total_bytes, num_cores=num_cores)
+    return CheckResult(name="executor", level="pass", detail=f"{kind} for a first run: {why}; {num_cores} cores")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """``path`` or the nearest folder above it that exists."""
+    while not path.is_dir():
+        path = path.parent
+    return path

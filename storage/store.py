@@ -1,0 +1,141 @@
+"""The feature store: a folder with the tables and the pointer that says which of their versions are published.
+
+<store>/features.lance   one row per span, with its vector
+<store>/documents.lance  one row per document, with its text
+<store>/pointer/         the published pointer, as numbered records
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, StoreSchemaMismatch
+from lodestream.schema import DOCUMENTS_SCHEMA, SCHEMA_VERSION, features_schema
+from lodestream.storage.durability import make_folder, sync_new_files
+from lodestream.storage.reader import Snapshot, locate_table
+from lodestream.storage.snapshot import PointerRecord, make_nonce, open_register, read_pointer, resolve_uri
+from lodestream.storage.table import Table
+from lodestream.storage.transaction import RunIdentity, Transaction
+
+__all__ = ["FeatureStore", "Snapshot", "Transaction"]
+
+
+class FeatureStore:
+    """A store in a local folder.
+
+    Guarantees: readers see whole published snapshots and nothing else; a writer that is killed at any moment leaves the
+    published snapshot as it was; what is published has been flushed to the disk. Safe for use by many threads and
+    processes; of two writers the one that began later wins and the other one is told (FencedError).
+
+    Not guaranteed: anything on file systems without atomic hard links.
+    """
+
+    def __init__(self, root: Path, *, dim: int) -> None:
+        self.root = root
+        self.dim = dim
+
+    @classmethod
+    def open(cls, uri: str) -> FeatureStore:
+        """Open a store that exists.
+
+        Args:
+            uri: the store's folder.
+
+        Raises:
+            StoreNotFound: there is none.
+            StoreSchemaMismatch: another version of lodestream wrote it.
+            StoreCorrupt: its pointer is torn.
+        """
+        pointer, _ = read_pointer(uri)
+        root = resolve_uri(uri)
+        _require_schema(root, pointer)
+        return cls(root, dim=pointer.dim)
+
+    @classmethod
+    def open_or_create(cls, uri: str, *, dim: int) -> FeatureStore:
+        """Open a store for vectors of width ``dim``; create it, with nothing published, where there is none.
+
+        Raises:
+            StoreSchemaMismatch: the store there holds vectors of another width, or is of another version.
+            StoreUnwritable: no rights, no room, or a file stands there.
+        """
+        root = resolve_uri(uri)
+        if open_register(root).read() is None:
+            _create(root, dim)
+        store = cls.open(uri)
+        if store.dim != dim:
+            raise StoreSchemaMismatch(
+                f"the store at {root} holds vectors of width {store.dim}, the encoder makes vectors of width {dim}",
+                "set store.uri to a new folder, or encoder.model back to a model of that width",
+            )
+        return store
+
+    def pointer(self) -> PointerRecord:
+        """Read the published pointer."""
+        return read_pointer(str(self.root))[0]
+
+    def open_snapshot(self, sequence: int | Literal["latest"] = "latest") -> Snapshot:
+        """Open a published snapshot.
+
+        Raises:
+            StoreNotFound: nothing is published yet.
+            NotFoundError: this sequence is not published, or no longer kept.
+        """
+        pointer = self.pointer()
+        if not pointer.history:
+            raise StoreNotFound(f"nothing is published at {self.root} yet", "lodestream run")
+        if sequence == "latest":
+            return Snapshot(self.root, pointer.dim, pointer.history[-1])
+        for record in pointer.history:
+            if record.sequence == sequence:
+                return Snapshot(self.root, pointer.dim, record)
+        first, last = pointer.history[0].sequence, pointer.history[-1].sequence
+        raise NotFoundError(f"there is no snapshot {sequence}", f"the store keeps the snapshots {first} to {last}")
+
+    def begin(self, *, run_id: str, kind: str, feature_version: str, recipe: dict[str, Any]) -> Transaction:
+        """Begin to write. Continues from the chunks that a killed run of the same feature version had staged.
+
+        Args:
+            run_id: name of the run.
+            kind: "backfill" or "refresh"; for the record.
+            feature_version: staged work of another feature version is dropped.
+            recipe: what the feature version is made of, JSON values.
+
+        Raises:
+            CommitConflict: another writer began at this moment.
+        """
+        found = read_pointer(str(self.root))
+        identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe)
+        return Transaction(self.root, open_register(self.root), found, identity)
+
+
+def _create(root: Path, dim: int) -> None:
+    make_folder(root)
+    schemas = {"features": features_schema(dim), "documents": DOCUMENTS_SCHEMA}
+    tables = {name: Table.create(locate_table(root, name), schema) for name, schema in schemas.items()}
+    for table in tables.values():
+        sync_new_files(table.path, frozenset())
+    pointer = PointerRecord(
+        sequence=0,
+        epoch=0,
+        nonce=make_nonce(),
+        schema_version=SCHEMA_VERSION,
+        dim=dim,
+        tables={name: table.version for name, table in tables.items()},
+    )
+    try:
+        open_register(root).cas(None, pointer.to_json())
+    except CommitConflict:
+        return  # somebody else created the same store at this moment
+
+
+def _require_schema(root: Path, pointer: PointerRecord) -> None:
+    if pointer.schema_version == SCHEMA_VERSION:
+        return
+    advice = "set store.uri to a new folder and run: lodestream run"
+    if pointer.schema_version > SCHEMA_VERSION:
+        advice = "pip install --upgrade lodestream"
+    raise StoreSchemaMismatch(
+        f"the store at {root} has schema version {pointer.schema_version}, this lodestream has {SCHEMA_VERSION}", advice
+    )

@@ -1,0 +1,325 @@
+"""One Lance table at one version, and the few things the store does with it.
+
+Lance lets several writers commit at once and merges what they did; it never refuses. So every change here is made on
+top of a given version and then checked to be the very next one; whatever else had come in between (the leavings of a
+killed or overtaken writer) is rolled over by restoring the version that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import lance
+import pyarrow as pa
+from lance import LanceDataset, LanceOperation
+
+from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch
+from lodestream.storage import steps
+from lodestream.storage.durability import explain_write_error, free_bytes
+
+FILE_FORMAT: Final = "2.1"
+MAX_FRAGMENTS: Final = 32
+MAX_VERSIONS: Final = 64
+RETAINED_AGE: Final = timedelta(hours=1)
+
+_MAX_ATTEMPTS: Final = 3
+_IO_BUFFER_BYTES: Final = 64 << 20  # Lance's own default is 2 GiB a scan
+_CACHE_BYTES: Final = 256 << 20
+# Lance names ReserveFragments, which compaction commits first, by the base class.
+_CONTENT_KEEPING: Final = (LanceOperation.Rewrite, LanceOperation.CreateIndex)
+
+
+class Table:
+    """An immutable version of a table. Every change returns the table at its new version. Safe for many threads."""
+
+    def __init__(self, path: Path, schema: pa.Schema, dataset: LanceDataset) -> None:
+        self.path = path
+        self.schema = schema
+        self._dataset = dataset
+
+    @classmethod
+    def create(cls, path: Path, schema: pa.Schema) -> Table:
+        """Create an empty table; one that is already there must be empty and of this schema.
+
+        Raises:
+            StoreCorrupt: there is a table with a past already.
+            StoreUnwritable: no rights, no room, or a file stands there.
+        """
+        with explain_errors(path):
+            if (path / "_versions").exists():
+                table = cls.open(path, schema, version=1)
+                if table.head_version != 1:
+                    raise StoreCorrupt(
+                        f"{path} holds data, but the pointer that names its published version is gone",
+                        f"restore the folder {path.parent / 'pointer'} from a backup, or move {path.parent} away",
+                    )
+                return table
+            dataset = lance.write_dataset(
+                schema.empty_table(), str(path), data_storage_version=FILE_FORMAT, enable_stable_row_ids=True
+            )
+        return cls(path, schema, dataset)
+
+    @classmethod
+    def open(cls, path: Path, schema: pa.Schema, *, version: int) -> Table:
+        """Open one version.
+
+        Raises:
+            StoreCorrupt: the version or the whole table is gone.
+            StoreSchemaMismatch: it has other columns.
+        """
+        dataset = _open_dataset(path, version)
+        if not _conform_schema(dataset.schema, schema):
+            raise StoreSchemaMismatch(
+                f"{path} has other columns than this version of lodestream writes",
+                "set store.uri to a new folder and run: lodestream run",
+            )
+        return cls(path, schema, dataset)
+
+    @property
+    def version(self) -> int:
+        """The version that this object reads."""
+        return int(self._dataset.version)
+
+    @property
+    def head_version(self) -> int:
+        """The newest version on the disk, whoever made it."""
+        with explain_errors(self.path):
+            return int(self._dataset.latest_version)
+
+    @property
+    def num_fragments(self) -> int:
+        """Number of data files (each with its own list of deleted rows)."""
+        return len(self._dataset.get_fragments())
+
+    def scan(
+        self, columns: Sequence[str], *, where: Any = None, batch_rows: int = 8192, with_index: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows, in no promised order, as batches of the table's own types.
+
+        Args:
+            columns: names; what is not named is not read.
+            where: an Arrow expression.
+            batch_rows: rows a batch at most.
+            with_index: False reads every row instead of asking the indexes.
+        """
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        with explain_errors(self.path):
+            scanner = self._dataset.scanner(
+                columns=list(columns),
+                filter=where,
+                batch_size=batch_rows,
+                batch_readahead=4,
+                io_buffer_size=_IO_BUFFER_BYTES,
+                use_scalar_index=with_index,
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield _conform_batch(batch, schema)
+
+    def read(self, columns: Sequence[str], *, where: Any = None, with_index: bool = True) -> pa.Table:
+        """Return the rows that ``scan`` yields as one table."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        return pa.Table.from_batches(self.scan(columns, where=where, with_index=with_index), schema=schema)
+
+    def count(self, where: Any = None) -> int:
+        """Return the number of rows."""
+        with explain_errors(self.path):
+            return int(self._dataset.count_rows(filter=where))
+
+    def replace_documents(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Table:
+        """Remove all rows of some documents and add ``rows``, as one new version.
+
+        Args:
+            removed_doc_ids: string [K]; documents without rows are no error.
+            rows: table of this schema.
+
+        Returns:
+            The table at the new version, or as it is if nothing would change.
+
+        Raises:
+            CommitConflict: others kept committing to the table.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            with explain_errors(self.path):
+                base = self._bring_to_head()
+                operation = base._plan_replacement(removed_doc_ids, rows)
+                if operation is None:
+                    return self
+                steps.reach("chunk.files_written")
+                # Without retries Lance still merges with what others committed since: hence the check.
+                dataset = LanceDataset.commit(
+                    str(self.path), operation, read_version=base.version, max_retries=0, enable_stable_row_ids=True
+                )
+                if dataset.version == base.version + 1:
+                    return Table(self.path, self.schema, dataset)
+        raise _busy(self.path)
+
+    def tidy(self, indexed_columns: Sequence[str]) -> Table:
+        """Bring the indexes up to date, and merge the data files if there are many; the rows stay the same.
+
+        Raises:
+            CommitConflict: others kept committing to the table.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            with explain_errors(self.path):
+                base = self._bring_to_head()
+                dataset = _open_dataset(self.path, base.version)
+                if base.num_fragments > MAX_FRAGMENTS:
+                    dataset.optimize.compact_files(num_threads=2)
+                    steps.reach("publish.compacted")
+                indexed = {name for index in dataset.describe_indices() for name in index.field_names}
+                for name in indexed_columns:
+                    if name not in indexed:
+                        dataset.create_scalar_index(name, "BTREE")
+                if indexed:
+                    dataset.optimize.optimize_indices()
+                steps.reach("publish.indexed")
+                tidied = Table(self.path, self.schema, _open_dataset(self.path, self.head_version))
+                if tidied._keeps_content_since(base.version):
+                    return tidied
+        raise _busy(self.path)
+
+    def tag(self, name: str) -> None:
+        """Protect this version from cleanup under ``name``; a tag of that name moves here."""
+        with explain_errors(self.path):
+            tags = self._dataset.tags
+            if name in tags.list():
+                tags.delete(name)
+            tags.create(name, self.version)
+
+    def clean_up(self, kept_tags: set[str]) -> None:
+        """Delete tags that are not ``kept_tags``, and then, if there are many, versions that no tag protects.
+
+        Versions younger than RETAINED_AGE stay: a reader may have them open.
+        """
+        with explain_errors(self.path):
+            for name in set(self._dataset.tags.list()) - kept_tags:
+                self._dataset.tags.delete(name)
+            if len(os.listdir(self.path / "_versions")) > MAX_VERSIONS:
+                self._dataset.cleanup_old_versions(older_than=RETAINED_AGE, error_if_tagged_old_versions=False)
+
+    def _plan_replacement(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Any:
+        updated: Any = None
+        if len(removed_doc_ids) and self.count():
+            # A join on doc_id, and not a filter: no document's name ever becomes part of a query's text.
+            merge = self._dataset.merge_insert("doc_id").when_matched_delete()
+            transaction, stats = merge.execute_uncommitted(pa.table({"doc_id": removed_doc_ids}))
+            updated = transaction.operation if stats["num_deleted_rows"] else None
+        fragments: Any = []
+        if rows.num_rows:
+            fragments = lance.fragment.write_fragments(
+                rows, self._dataset, mode="append", data_storage_version=FILE_FORMAT, enable_stable_row_ids=True
+            )
+        if updated is None:
+            return LanceOperation.Append(fragments) if fragments else None
+        return LanceOperation.Update(
+            removed_fragment_ids=updated.removed_fragment_ids,
+            updated_fragments=updated.updated_fragments,
+            new_fragments=fragments,
+            fields_for_preserving_frag_bitmap=updated.fields_for_preserving_frag_bitmap,
+            update_mode=updated.update_mode,
+        )
+
+    def _bring_to_head(self) -> Table:
+        for _ in range(_MAX_ATTEMPTS):
+            if self.head_version == self.version:
+                return self
+            dataset: Any = _open_dataset(self.path, self.version)
+            dataset.restore()
+            steps.reach("chunk.restored")
+            operation = _read_operation(dataset, dataset.version)
+            is_mine = isinstance(operation, LanceOperation.Restore) and operation.version == self.version
+            if is_mine and dataset.latest_version == dataset.version:
+                return Table(self.path, self.schema, _open_dataset(self.path, dataset.version))
+        raise _busy(self.path)
+
+    def _keeps_content_since(self, version: int) -> bool:
+        for later in range(version + 1, self.version + 1):
+            operation = _read_operation(self._dataset, later)
+            if not isinstance(operation, _CONTENT_KEEPING) and type(operation) is not LanceOperation.BaseOperation:
+                return False
+        return True
+
+
+@contextmanager
+def explain_errors(path: Path) -> Iterator[None]:
+    """Turn what Lance and the operating system raise about ``path`` into errors of the store."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        text = str(error)
+        refused = explain_write_error(path, getattr(error, "errno", None), text)
+        if refused is not None:
+            raise refused from error
+        if isinstance(error, OSError) or "not found" in text.lower():
+            raise StoreCorrupt(
+                f"{path} cannot be read: {text.splitlines()[0][:300]} ({free_bytes(path):,} bytes free)",
+                f"restore {path.parent} from a backup, or move it away and run: lodestream run",
+            ) from error
+        raise
+
+
+def conform_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return ``rows`` in the exact types and order of ``schema``.
+
+    Engines that carry tables about drop some of a schema's details (that a column has no nulls, for instance).
+
+    Raises:
+        ValueError: a column is missing, has another type, or holds nulls where there may be none.
+    """
+    if rows.schema.equals(schema):
+        return rows
+    if set(rows.column_names) != set(schema.names):
+        raise ValueError(f"columns {sorted(rows.column_names)} given, {sorted(schema.names)} wanted")
+    rows = rows.select(schema.names)
+    for field in schema:
+        if not field.nullable and rows[field.name].null_count:
+            raise ValueError(f"column {field.name} holds {rows[field.name].null_count} nulls")
+    return rows.cast(schema)
+
+
+def _open_dataset(path: Path, version: int) -> LanceDataset:
+    if not path.is_dir():
+        raise StoreCorrupt(
+            f"the table {path} is gone", f"restore {path.parent} from a backup, or move it away and run: lodestream run"
+        )
+    with explain_errors(path):
+        return lance.dataset(
+            str(path), version=version, index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+        )
+
+
+def _read_operation(dataset: LanceDataset, version: int) -> Any:
+    transaction = dataset.read_transaction(version)
+    return None if transaction is None else transaction.operation
+
+
+def _conform_schema(found: pa.Schema, wanted: pa.Schema) -> bool:
+    # Lance does not keep whether the items of a list may be null.
+    return found.names == wanted.names and all(
+        mine.equals(theirs)
+        or (pa.types.is_fixed_size_list(theirs.type) and mine.type.list_size == theirs.type.list_size)
+        for mine, theirs in zip(found, wanted, strict=True)
+    )
+
+
+def _conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [_conform_column(column, field.type) for field, column in zip(schema, batch.columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _conform_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if column.type == wanted:
+        return column
+    return pa.FixedSizeListArray.from_arrays(column.flatten(), type=wanted)  # lists only: see _conform_schema
+
+
+def _busy(path: Path) -> CommitConflict:
+    return CommitConflict(
+        f"another process keeps writing to {path}", "wait for the other run to end, then run the same command again"
+    )

@@ -1,0 +1,310 @@
+"""Writing: chunks are committed to the tables one by one, and all of them become visible in one swing of the pointer.
+
+Between the two the tables' new versions are *staged*: the pointer names them, nobody reads them, and a run that is
+killed is continued from them. Order of a chunk: commit to the tables, flush, name the versions as staged. Order of
+publishing: tidy the tables, tag, flush, swing the pointer, clean up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, StoreError
+from lodestream.storage import steps
+from lodestream.storage.durability import list_files, sync_new_files
+from lodestream.storage.reader import Snapshot, open_tables
+from lodestream.storage.register import CasRegister, Version
+from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork
+from lodestream.storage.table import Table, conform_rows
+
+RETAINED_SNAPSHOTS: Final = 10
+INDEXED_COLUMNS: Final = {"features": ("key", "doc_id", "fingerprint"), "documents": ("doc_id",)}
+
+_LOOKUP_IDS: Final = 1000
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIdentity:
+    """What a run says of itself: its name, its kind, the feature version it writes and what that is made of."""
+
+    run_id: str
+    kind: str
+    feature_version: str
+    recipe: dict[str, Any]
+
+
+class Transaction:
+    """One writer's work from ``FeatureStore.begin`` to ``publish``.
+
+    Guarantees: readers see all of it or nothing; a killed writer loses the chunk it was writing and no more; after a
+    newer writer has begun, this one can neither stage nor publish (FencedError). One thread only.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        register: CasRegister,
+        found: tuple[PointerRecord, Version],
+        identity: RunIdentity,
+    ) -> None:
+        self._root = root
+        self._register = register
+        self._pointer, self._version = found
+        self._identity = identity
+        self._is_open = True
+        self._has_claimed = False
+        staged = self._pointer.staged
+        resumed = self._open_staged(staged)
+        self.resumed = resumed is not None
+        self._tables = resumed if resumed is not None else self._open_versions(self._pointer.tables)
+        self._num_chunks = staged.num_chunks if staged and self.resumed else 0
+        # The epoch goes up before anything is written: from here on an older writer can do no harm.
+        self._swing(epoch=self._pointer.epoch + 1, staged=staged if self.resumed else None)
+        self._has_claimed = True
+        steps.reach("begin.claimed")
+        self._known = {name: list_files(table.path) for name, table in self._tables.items()}
+
+    @property
+    def epoch(self) -> int:
+        """This writer's epoch."""
+        return self._pointer.epoch
+
+    @property
+    def base(self) -> Snapshot:
+        """The working state: what is published and all chunks staged so far; each call pins the state of its moment."""
+        record = SnapshotRecord(
+            sequence=self._pointer.sequence,
+            tables=self._versions(),
+            feature_version=self._identity.feature_version,
+            recipe=self._identity.recipe,
+            run_id=self._identity.run_id,
+            published_at=None,
+        )
+        return self._open_snapshot(record)
+
+    def write_chunk(
+        self,
+        *,
+        features: pa.Table,
+        documents: pa.Table,
+        deleted_doc_ids: Sequence[str],
+        keep_features_of: Sequence[str] = (),
+    ) -> None:
+        """Stage some documents: each gets exactly the rows given here.
+
+        Args:
+            features: rows of the documents in ``documents``; their earlier rows vanish, also those with no successor.
+            documents: one row a document.
+            deleted_doc_ids: documents that vanish from both tables.
+            keep_features_of: documents of ``documents`` whose earlier feature rows stay (quarantined, or only moved);
+                ``features`` has none of them.
+
+        Raises:
+            ValueError: the three contradict each other, or a key comes twice.
+            FencedError, CommitConflict: another writer took over.
+            StoreUnwritable: no rights or no room. Staged chunks stay.
+        """
+        self._require_open()
+        features = conform_rows(features, self._tables["features"].schema)
+        documents = conform_rows(documents, self._tables["documents"].schema)
+        _check_chunk(features, documents, deleted_doc_ids, keep_features_of)
+        changed = pa.concat_arrays([*documents["doc_id"].chunks, pa.array(deleted_doc_ids, pa.string())])
+        stored = _select_stored(self._tables["documents"], changed)
+        kept = pa.array(keep_features_of, pa.string())
+        refeatured = stored.filter(pc.invert(pc.is_in(stored, value_set=kept)))
+        before = self._versions()
+        # The tables are kept in step by the pointer alone: a kill between the two commits leaves both unstaged.
+        self._tables["features"] = self._tables["features"].replace_documents(refeatured, features)
+        steps.reach("chunk.features_committed")
+        self._tables["documents"] = self._tables["documents"].replace_documents(stored, documents)
+        steps.reach("chunk.documents_committed")
+        if self._versions() == before:
+            return
+        self._sync()
+        steps.reach("chunk.synced")
+        self._num_chunks += 1
+        self._swing(staged=self._describe_staged())
+        steps.reach("chunk.staged")
+
+    def publish(self, *, checkpoint: dict[str, Any], run: dict[str, Any]) -> Snapshot:
+        """Make everything staged visible, together with ``checkpoint``, and end the transaction.
+
+        A run that staged nothing and kept the feature version publishes no new snapshot: sequence and table versions
+        stay, only ``checkpoint``, ``run`` and ``checked_at`` move.
+
+        Args:
+            checkpoint: source -> cursor, JSON values.
+            run: summary of the run, JSON values.
+
+        Returns:
+            The published snapshot.
+
+        Raises:
+            FencedError, CommitConflict: another writer took over; nothing is visible.
+            CommitStateUnknown: the pointer must be read to see whether this is visible.
+        """
+        self._require_open()
+        now = datetime.now(UTC)
+        if self._changes_nothing():
+            self._swing(checkpoint=checkpoint, run=run, checked_at=now, staged=None)
+            self._is_open = False
+            return self._open_snapshot(self._pointer.history[-1])
+        record = self._prepare_snapshot(now)
+        self._swing(
+            sequence=record.sequence,
+            tables=record.tables,
+            feature_version=record.feature_version,
+            recipe=record.recipe,
+            run_id=record.run_id,
+            published_at=now,
+            checked_at=now,
+            checkpoint=checkpoint,
+            run=run,
+            staged=None,
+            history=(*self._pointer.history, record)[-RETAINED_SNAPSHOTS:],
+        )
+        self._is_open = False
+        steps.reach("publish.swung")
+        self._clean_up()
+        steps.reach("publish.trimmed")
+        return self._open_snapshot(record)
+
+    def abandon(self) -> None:
+        """Drop everything staged and end the transaction; what is published stays. (A kill keeps the staged chunks.)"""
+        self._require_open()
+        self._swing(staged=None)
+        self._is_open = False
+
+    def _open_staged(self, staged: StagedWork | None) -> dict[str, Table] | None:
+        if staged is None or staged.feature_version != self._identity.feature_version:
+            return None
+        try:
+            return self._open_versions(staged.tables)
+        except StoreError as error:
+            _LOG.warning("the staged work of run %s cannot be read and is done again: %s", staged.run_id, error)
+            return None
+
+    def _open_versions(self, versions: dict[str, int]) -> dict[str, Table]:
+        features, documents = open_tables(self._root, self._pointer.dim, versions)
+        return {"features": features, "documents": documents}
+
+    def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
+        tables = (self._tables["features"], self._tables["documents"])
+        return Snapshot(self._root, self._pointer.dim, record, tables)
+
+    def _versions(self) -> dict[str, int]:
+        return {name: table.version for name, table in self._tables.items()}
+
+    def _changes_nothing(self) -> bool:
+        pointer = self._pointer
+        return (
+            pointer.sequence > 0
+            and self._versions() == pointer.tables
+            and pointer.feature_version == self._identity.feature_version
+        )
+
+    def _describe_staged(self) -> StagedWork:
+        return StagedWork(
+            **asdict(self._identity), tables=self._versions(), num_chunks=self._num_chunks, staged_at=datetime.now(UTC)
+        )
+
+    def _prepare_snapshot(self, now: datetime) -> SnapshotRecord:
+        sequence = self._pointer.sequence + 1
+        tag = _name_tag(sequence)
+        for name, table in self._tables.items():
+            is_changed = table.version != self._pointer.tables[name]
+            tidied = table.tidy(INDEXED_COLUMNS[name]) if is_changed else table
+            tidied.tag(tag)
+            self._tables[name] = tidied
+            # The tag may be there from a run that was killed before it published: flush it again in any case.
+            self._known[name] = frozenset(item for item in self._known[name] if Path(item).stem != tag)
+        steps.reach("publish.tagged")
+        self._sync()
+        steps.reach("publish.synced")
+        return SnapshotRecord(
+            sequence=sequence,
+            tables=self._versions(),
+            feature_version=self._identity.feature_version,
+            recipe=self._identity.recipe,
+            run_id=self._identity.run_id,
+            published_at=now,
+        )
+
+    def _sync(self) -> None:
+        for name, table in self._tables.items():
+            self._known[name] = sync_new_files(table.path, self._known[name])
+
+    def _swing(self, **changes: Any) -> None:
+        record = self._pointer.follow(**changes)
+        try:
+            self._version = self._register.cas(self._version, record.to_json())
+        except CommitConflict as error:
+            raise self._name_rival(error) from error
+        except CommitStateUnknown:
+            found = self._register.read()
+            if found is None or found[0]["nonce"] != record.nonce:
+                raise
+            self._version = found[1]
+        self._pointer = record
+
+    def _name_rival(self, conflict: CommitConflict) -> StoreError:
+        found = self._register.read()
+        rival_epoch = found[0]["epoch"] if found else 0
+        if not self._has_claimed or rival_epoch <= self._pointer.epoch:
+            return conflict
+        return FencedError(
+            f"another run began to write to {self._root} (epoch {rival_epoch}, this one has {self._pointer.epoch})",
+            "let the other run end; it continues from what this one had staged",
+        )
+
+    def _clean_up(self) -> None:
+        kept = {_name_tag(record.sequence) for record in self._pointer.history}
+        for table in self._tables.values():
+            try:
+                table.clean_up(kept)
+            except StoreError as error:  # published already: the next run cleans up
+                _LOG.warning("old versions could not be removed: %s", error)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ValueError("the transaction has ended: begin another one")
+
+
+def _name_tag(sequence: int) -> str:
+    return f"snapshot-{sequence}"
+
+
+def _select_stored(documents: Table, doc_ids: pa.Array) -> pa.Array:
+    """Return those of ``doc_ids`` that have a row: for the others there is nothing to replace, appending is enough."""
+    found = [pa.array([], pa.string())]
+    if documents.count():
+        for start in range(0, len(doc_ids), _LOOKUP_IDS):
+            where = pc.field("doc_id").isin(doc_ids.slice(start, _LOOKUP_IDS))
+            found += documents.read(["doc_id"], where=where)["doc_id"].chunks
+    return pa.concat_arrays(found)
+
+
+def _check_chunk(
+    features: pa.Table, documents: pa.Table, deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]
+) -> None:
+    doc_ids = set(documents["doc_id"].to_pylist())
+    if len(doc_ids) != documents.num_rows:
+        raise ValueError("a document comes twice in one chunk")
+    if doc_ids & set(deleted_doc_ids):
+        raise ValueError("a document is both written and deleted in one chunk")
+    kept = set(keep_features_of)
+    if kept - doc_ids:
+        raise ValueError("keep_features_of names documents that are not in the chunk")
+    if set(pc.unique(features["doc_id"]).to_pylist()) - (doc_ids - kept):
+        raise ValueError("features has rows of documents that are not replaced in this chunk")
+    if pc.count_distinct(features["key"]).as_py() != features.num_rows:
+        raise ValueError("a key comes twice in one chunk")
