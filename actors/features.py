@@ -30,7 +30,7 @@ _KINDS = np.array(PARAGRAPH_KINDS, dtype=object)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafVectors:
-    """Vectors of L leaves: ``codes`` int8 [L, D], ``scales`` and ``norms`` float16 [L], ``computed_at_us`` int64 [L]."""
+    """Vectors of L leaves: codes int8 [L, D], scales and norms float16 [L], computed_at_us int64 [L]."""
 
     codes: NDArray[np.int8]
     scales: NDArray[np.float16]
@@ -110,7 +110,7 @@ def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray
 
 def _combine(leaves: LeafVectors, weights: NDArray[np.int64], starts: NDArray[np.int32]) -> dict[str, Any]:
     """Vectors of the runs of leaves that begin at ``starts`` and reach to the next one."""
-    factors = weights * leaves.norms.astype(np.float64) * leaves.scales.astype(np.float64)
+    factors = weights.astype(np.float64) * leaves.norms.astype(np.float64) * leaves.scales.astype(np.float64)
     sums = _sum_runs(leaves.codes, factors, starts)
     token_count = np.add.reduceat(weights, starts)
     means = (sums / token_count[:, None]).astype(np.float32)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodestream.actors.density import DensityModel
@@ -27,8 +28,9 @@ from lodestream.actors.layout import lay_out
 from lodestream.actors.leaf_encoder import LeafEncoder
 from lodestream.actors.models import find_model
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
+from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_table, spans_to_columns
-from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, TextFormat, outline_documents
+from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
 from lodestream.actors.tokenize import Tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.encoder import Encoder, load_encoder, native_precision
@@ -160,7 +162,8 @@ class Featurizer:
         """Cuts documents into spans and segments and scores their density.
 
         Args:
-            documents: columns doc_id, source, uri, content_hash, source_version, text, text_format.
+            documents: columns doc_id, source, uri, content_hash, source_version, text, text_format; a row without
+                text (and perhaps with a quarantine_reason of its own) passes through without spans.
             counts: where the stages' seconds are added.
 
         Returns:
@@ -171,6 +174,9 @@ class Featurizer:
         texts = documents.column("text").to_pylist()
         formats = documents.column("text_format").to_pylist()
         outlines, reasons = self._outline(texts, formats, counts)
+        if "quarantine_reason" in documents.column_names:
+            given = documents.column("quarantine_reason").to_pylist()
+            reasons = [reason or earlier for reason, earlier in zip(reasons, given, strict=True)]
         started = time.perf_counter()
         densities = self._score(texts, outlines)
         counts.clock("density", started)
@@ -188,32 +194,37 @@ class Featurizer:
         return pa.table(columns)
 
     def _outline(
-        self, texts: list[str], formats: list[TextFormat], counts: EncodeCounts
+        self, texts: Sequence[str | None], formats: Sequence[TextFormat | None], counts: EncodeCounts
     ) -> tuple[list[Outline | None], list[str | None]]:
+        """An outline per text, None where there is no text or it cannot be cut (then with the reason)."""
         started = time.perf_counter()
+        outlines: list[Outline | None] = [None] * len(texts)
+        reasons: list[str | None] = [None] * len(texts)
+        work = {row: (text, formats[row] or "text") for row, text in enumerate(texts) if text is not None}
         try:
-            outlines: list[Outline | None] = list(
-                outline_documents(texts, formats, self.tokenizer, self.segment_options)
+            cut = outline_documents(
+                [text for text, _ in work.values()],
+                [text_format for _, text_format in work.values()],
+                self.tokenizer,
+                self.segment_options,
             )
-            reasons: list[str | None] = [None] * len(texts)
+            for row, outline in zip(work, cut, strict=True):
+                outlines[row] = outline
         except DocumentError:
             # One of them cannot be cut: find out which, so that only that one goes to quarantine.
-            outlines, reasons = [], []
-            for text, text_format in zip(texts, formats, strict=True):
+            for row, (text, text_format) in work.items():
                 try:
-                    outlines += outline_documents([text], [text_format], self.tokenizer, self.segment_options)
-                    reasons.append(None)
+                    outlines[row] = outline_documents([text], [text_format], self.tokenizer, self.segment_options)[0]
                 except DocumentError as error:
-                    outlines.append(None)
-                    reasons.append(error.message)
+                    reasons[row] = error.message
         counts.clock("segment+tokenise", started)
         return outlines, reasons
 
-    def _score(self, texts: list[str], outlines: Sequence[Outline | None]) -> list[NDArray[np.float32]]:
+    def _score(self, texts: Sequence[str | None], outlines: Sequence[Outline | None]) -> list[NDArray[np.float32]]:
         paragraphs = [
             text[start:end]
             for text, outline in zip(texts, outlines, strict=True)
-            if outline is not None
+            if outline is not None and text is not None
             for start, end in outline.paragraph_chars.tolist()
         ]
         scores = self.density.score(paragraphs)
@@ -285,7 +296,8 @@ class Featurizer:
     ) -> pa.Table:
         num_rows = prepared.num_rows
         columns = {name: prepared.column(name) for name in ("doc_id", "source", "uri", "content_hash")}
-        columns |= {name: prepared.column(name) for name in ("source_version", "title", "text", "num_tokens")}
+        columns |= {name: prepared.column(name) for name in ("source_version", "title", "num_tokens")}
+        columns["text"] = pc.fill_null(prepared.column("text"), "")
         columns |= {
             "feature_version": pa.array([self.feature_version] * num_rows, pa.string()),
             "num_segments": pa.array([s.num_segments for s in all_spans], pa.int32()),

@@ -12,7 +12,7 @@ from lodestream.actors.prepared import PreparedSpans
 from lodestream.actors.segment import Outline
 from lodestream.schema import FINGERPRINT_BYTES, PARAGRAPH_KINDS
 
-_KIND_INDEX: Final = {kind: index for index, kind in enumerate(PARAGRAPH_KINDS)}
+_KIND_INDEX: Final[dict[str, int]] = {kind: index for index, kind in enumerate(PARAGRAPH_KINDS)}
 
 
 def lay_out(

@@ -1,4 +1,4 @@
-"""Where a model's folder is: a known package that carries its weights, or any folder in sentence-transformers' layout."""
+"""Where a model's folder is: a known package that carries its weights, or any folder of the user's."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels.linear import PackedLinear
 from lodestream.kernels.packing import PackedBatch
-from lodestream.kernels.weights import ModelFolder, load_tensors, read_model_folder
+from lodestream.kernels.segment_attention import AttentionPlan, attend_segments, plan_attention
+from lodestream.kernels.weights import ModelFolder, Pooling, load_tensors, read_model_folder
 
 Precision = Literal["bf16", "fp32"]
 
@@ -45,7 +46,7 @@ class Encoder(Protocol):
     dim: int
     max_tokens: int
     max_seq_length: int
-    pooling: str
+    pooling: Pooling
     identity: EncoderIdentity
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
@@ -101,13 +102,11 @@ class BertEncoder:
 
     def __init__(self, model: ModelFolder, *, precision: Precision) -> None:
         config = model.config
-        if (
-            config.get("hidden_act", "gelu") != "gelu"
-            or config.get("position_embedding_type", "absolute") != "absolute"
-        ):
+        activation = config.get("hidden_act", "gelu")
+        positions = config.get("position_embedding_type", "absolute")
+        if activation != "gelu" or positions != "absolute":
             raise ModelError(
-                f"{model.path}: activation {config.get('hidden_act')!r} with positions "
-                f"{config.get('position_embedding_type', 'absolute')!r} is not supported",
+                f"{model.path}: activation {activation!r} with positions {positions!r} is not supported",
                 "take a BERT with erf GELU and absolute positions",
             )
         self.dim = model.dim
@@ -138,7 +137,7 @@ class BertEncoder:
         except KeyError as error:
             raise ModelError(
                 f"{model.path}: the weights have no tensor {error.args[0]}",
-                "config.json and weights do not belong together",
+                "config.json and model.safetensors do not belong together: install it again",
             ) from None
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
@@ -153,18 +152,17 @@ class BertEncoder:
         with torch.inference_mode():
             hidden_TC = self._words[batch.token_ids_T] + self._positions[batch.positions_T]
             hidden_TC = F.layer_norm(hidden_TC, (self.dim,), *self._norm, eps=self._eps)
-            runs = _find_runs(lengths)
+            plan = plan_attention(lengths, dtype=self._dtype)
             for layer in self._layers:
-                hidden_TC = self._run_layer(layer, hidden_TC, runs)
+                hidden_TC = self._run_layer(layer, hidden_TC, plan)
         return hidden_TC
 
-    def _run_layer(self, layer: _BertLayer, hidden_TC: torch.Tensor, runs: list[tuple[int, int, int]]) -> torch.Tensor:
-        qkv_T3C = layer.qkv(hidden_TC.to(self._dtype))
-        mixed_TC = attend_segments(qkv_T3C, runs, num_heads=self._num_heads)
-        hidden_TC = hidden_TC + layer.attention_output(mixed_TC)
+    def _run_layer(self, layer: _BertLayer, hidden_TC: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        mixed_TC = attend_segments(layer.qkv(hidden_TC.to(self._dtype)), plan, num_heads=self._num_heads)
+        hidden_TC += layer.attention_output(mixed_TC)
         hidden_TC = F.layer_norm(hidden_TC, (self.dim,), *layer.attention_norm, eps=self._eps)
         inner = layer.mlp_in(hidden_TC.to(self._dtype))
-        hidden_TC = hidden_TC + layer.mlp_out(inner)
+        hidden_TC += layer.mlp_out(inner)
         return F.layer_norm(hidden_TC, (self.dim,), *layer.mlp_norm, eps=self._eps)
 
 
@@ -181,41 +179,6 @@ class _BertLayer:
         self.mlp_in = _read_linear(tensors, f"{name}.intermediate.dense", dtype, gelu=True)
         self.mlp_out = _read_linear(tensors, f"{name}.output.dense", dtype)
         self.mlp_norm = _read_norm(tensors, f"{name}.output.LayerNorm")
-
-
-def attend_segments(qkv_T3C: torch.Tensor, runs: list[tuple[int, int, int]], *, num_heads: int) -> torch.Tensor:
-    """Attention inside each segment.
-
-    Args:
-        qkv_T3C: [T, 3 C], query, key and value of all tokens.
-        runs: (first token, number of segments, their common length): segments of equal length share a call.
-        num_heads: H, divides C.
-
-    Returns:
-        [T, C] of the same dtype.
-    """
-    num_tokens, width = qkv_T3C.shape
-    head_dim = width // 3 // num_heads
-    mixed_TC = torch.empty(num_tokens, width // 3, dtype=qkv_T3C.dtype)
-    for start, count, length in runs:
-        end = start + count * length
-        qkv = qkv_T3C[start:end].view(count, length, 3, num_heads, head_dim).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        mixed_TC[start:end].view(count, length, num_heads, head_dim).copy_(mixed.transpose(1, 2))
-    return mixed_TC
-
-
-def _find_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """Neighbours of equal length: (first token, number of segments, length)."""
-    runs: list[tuple[int, int, int]] = []
-    start = 0
-    for length in lengths:
-        if runs and runs[-1][2] == length:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
-        else:
-            runs.append((start, 1, length))
-        start += length
-    return runs
 
 
 def _read_linear(

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 MIN_ROWS: Final = 512
-"""oneDNN splits a long inner dimension differently for few rows (seen for bf16, 1536 wide, below 512 rows), and the sum's
-last bit with it. Fewer rows are filled up to this, so that a row's result does not depend on how many there are."""
+"""oneDNN splits a long inner dimension differently for few rows (seen for bf16, 1536 wide, below 512 rows), and with it
+the last bit of the sum. Fewer rows are filled up to this, so that a row's result does not depend on how many there are.
+"""
 
 _PACKED_FOR_ROWS: Final = 2048
 
@@ -64,7 +65,7 @@ class PackedLinear:
 
 def _pack_weight(weight_NK: torch.Tensor) -> torch.Tensor | None:
     """The weight in oneDNN's own layout; None where this torch cannot do it."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     try:
         packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACKED_FOR_ROWS)

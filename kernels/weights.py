@@ -94,9 +94,7 @@ def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read: {error}", "the file is torn: install or copy the model again"
-        ) from None
+        raise ModelError(f"{path} is torn: {error}", "install or copy the model again") from None
     return {_rename(name): tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 

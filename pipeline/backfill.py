@@ -141,7 +141,16 @@ def run(
         feature_version=featurizer.feature_version,
         recipe=featurizer.recipe,
     )
-    work = _RunWork(loaded, featurizer, transaction, report, published_states, num_threads, show_progress, note)
+    work = _RunWork(
+        loaded,
+        featurizer=featurizer,
+        transaction=transaction,
+        report=report,
+        published_states=published_states,
+        num_threads=num_threads,
+        show_progress=show_progress,
+        note=note,
+    )
     work.carry_out(entries)
     report.seconds = time.perf_counter() - started
     summary = {name: value for name, value in report.as_dict().items() if name != "quarantined"}
@@ -157,6 +166,7 @@ class _RunWork:
     def __init__(
         self,
         loaded: LoadedConfig,
+        *,
         featurizer: Featurizer,
         transaction: Transaction,
         report: RunReport,

@@ -38,7 +38,8 @@ OnProgress = Callable[[Sequence[PlannedRead], EncodeCounts], None]
 class Executor(Protocol):
     """Where the stages run."""
 
-    name: Literal["local", "ray"]
+    @property
+    def name(self) -> Literal["local", "ray"]: ...
 
     def run_chunk(
         self, reads: Sequence[PlannedRead], index: SegmentIndex, *, run_id: str, on_progress: OnProgress

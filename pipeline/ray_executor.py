@@ -5,6 +5,7 @@ One execution per chunk: its sink's completion is the point at which the chunk's
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask, WriteResult
+from ray.exceptions import RayError
 
 from lodestream.actors.encoder_actor import EncoderActor
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
-from lodestream.errors import ExecutorError
+from lodestream.errors import ExecutorError, LodestreamError
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
 from lodestream.pipeline.config import RunConfig
 from lodestream.pipeline.executors import MICRO_BATCH_BYTES, MICRO_BATCH_DOCUMENTS, OnProgress
@@ -38,10 +40,13 @@ from lodestream.pipeline.stages import (
 )
 
 TASK_CPUS: Final = 0.5
-ACTOR_CPUS: Final = 0.5
-"""Small on purpose: an actor pool takes its CPUs before the reads begin, and on two CPUs whole ones would deadlock."""
+ACTOR_CPUS: Final = 0.25
+"""Small on purpose: an actor pool takes its CPUs before the reads begin, and on two CPUs whole ones would deadlock.
+They differ so that Ray does not fuse the prepare tasks into the actors, where they would wait for the encoder."""
 
 NO_PROGRESS_TIMEOUT_S: Final = 120
+SLOWEST_BYTES_PER_S: Final = 10_000
+"""A run without progress is ended; one huge document may take this long a byte before it counts as that."""
 
 
 class RayExecutor:
@@ -56,6 +61,8 @@ class RayExecutor:
             _start_ray(config.ray_address)
         self._num_actors = config.ray_workers or _count_actors()
         _check_cpus(self._num_actors)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
@@ -80,7 +87,10 @@ class RayExecutor:
             compute=ActorPoolStrategy(size=self._num_actors),
             num_cpus=ACTOR_CPUS,
         )
-        dataset.write_datasink(sink)
+        largest_bytes = max(read.entry.size_bytes for read in reads)
+        timeout_s = NO_PROGRESS_TIMEOUT_S + largest_bytes // SLOWEST_BYTES_PER_S
+        DataContext.get_current().execution_no_progress_timeout_s = timeout_s
+        _execute(dataset, sink)
         output = merge_outputs(sink.outputs, dim=self._featurizer.model.dim)
         on_progress(reads, output.counts)
         return output
@@ -91,11 +101,11 @@ class RayExecutor:
             ray.shutdown()
 
 
-class FilesDatasource(Datasource):  # type: ignore[misc]
+class FilesDatasource(Datasource):
     """The documents of one chunk as read tasks of a micro-batch each; a task carries names and sizes, no text."""
 
     def __init__(self, reads: Sequence[PlannedRead]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._reads = tuple(reads)
 
     def estimate_inmemory_data_size(self) -> int:
@@ -142,6 +152,23 @@ class RowsDatasink(Datasink[pa.Table]):
         self._outputs = [output for rows in write_result.write_returns for output in outputs_from_rows(rows)]
 
 
+def _execute(dataset: Dataset, sink: RowsDatasink) -> None:
+    """Runs the dataset; an error of ours comes out as itself, one of Ray's as what it means here."""
+    try:
+        dataset.write_datasink(sink)
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, LodestreamError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is not None:
+            raise cause from None
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ExecutorError(
+            f"Ray Data failed: {lines[-1] if lines else type(error).__name__}",
+            "run again: finished chunks are kept; --set run.executor=local shows whether it is Ray",
+        ) from error
+
+
 def _prepare_table(read: pa.Table, options: FeaturizerOptions) -> pa.Table:
     return prepare_documents(_task_featurizer(options), read)
 
@@ -166,7 +193,7 @@ def _encode_table(
 def _start_ray(address: str) -> None:
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             num_cpus = max(4, os.cpu_count() or 1)
             ray.init(
@@ -174,7 +201,7 @@ def _start_ray(address: str) -> None:
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="warning",
+                logging_level=logging.WARNING,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"reach Ray at {address}" if address else "start a local Ray"

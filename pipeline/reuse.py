@@ -70,9 +70,8 @@ def _collect(rows: pa.Table, patterns: dict[bytes, list[int]]) -> dict[bytes, Le
             continue
         pattern = patterns.get(fingerprints[start])
         # A document may hold a segment several times, one after the other: the first occurrence is enough.
-        if pattern is not None and fingerprints[start] not in known:
-            if ranks[start : start + len(pattern)] == pattern and start + len(pattern) <= end:
-                known[fingerprints[start]] = _pick_leaves(whole, pattern, start)
+        if pattern is not None and fingerprints[start] not in known and ranks[start:end][: len(pattern)] == pattern:
+            known[fingerprints[start]] = _pick_leaves(whole, pattern, start)
         start = end
     return known
 

@@ -110,14 +110,12 @@ class PointerRecord:
         try:
             known = {item.name for item in fields(cls)}
             given = {name: value for name, value in values.items() if name in known}
+            staged = given["staged"]
             return cls(
-                **{
-                    **given,
-                    "staged": None
-                    if given["staged"] is None
-                    else StagedWork(**_parse_time(given["staged"], "staged_at")),
-                    "history": tuple(SnapshotRecord(**_parse_time(item, "published_at")) for item in given["history"]),
-                    **_pick_times(given, "published_at", "checked_at"),
+                **_parse_times(given, "published_at", "checked_at")
+                | {
+                    "staged": None if staged is None else StagedWork(**_parse_times(staged, "staged_at")),
+                    "history": tuple(SnapshotRecord(**_parse_times(item, "published_at")) for item in given["history"]),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -177,9 +175,6 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _parse_time(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {**values, name: datetime.fromisoformat(values[name])}
-
-
-def _pick_times(values: Mapping[str, Any], *names: str) -> dict[str, datetime | None]:
-    return {name: None if values[name] is None else datetime.fromisoformat(values[name]) for name in names}
+def _parse_times(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    times = {name: None if values[name] is None else datetime.fromisoformat(values[name]) for name in names}
+    return {**values, **times}

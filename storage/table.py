@@ -208,7 +208,7 @@ class Table:
         if len(removed_doc_ids) and self.count():
             # A join on doc_id, and not a filter: no document's name ever becomes part of a query's text.
             merge = self._dataset.merge_insert("doc_id").when_matched_delete()
-            transaction, stats = merge.execute_uncommitted(pa.table({"doc_id": removed_doc_ids}))
+            transaction, stats = merge.execute_uncommitted(pa.table({"doc_id": removed_doc_ids.unique()}))
             updated = transaction.operation if stats["num_deleted_rows"] else None
         fragments: Any = []
         if rows.num_rows:
@@ -256,7 +256,7 @@ def explain_errors(path: Path) -> Iterator[None]:
         refused = explain_write_error(path, getattr(error, "errno", None), text)
         if refused is not None:
             raise refused from error
-        if isinstance(error, OSError) or "not found" in text.lower():
+        if "Invalid user input" not in text and (isinstance(error, OSError) or _speaks_of_files(text)):
             raise StoreCorrupt(
                 f"{path} cannot be read: {text.splitlines()[0][:300]} ({free_bytes(path):,} bytes free)",
                 f"restore {path.parent} from a backup, or move it away and run: lodestream run",
@@ -317,6 +317,11 @@ def _conform_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     if column.type == wanted:
         return column
     return pa.FixedSizeListArray.from_arrays(column.flatten(), type=wanted)  # lists only: see _conform_schema
+
+
+def _speaks_of_files(text: str) -> bool:
+    # Lance and Arrow wrap a failed read into whatever error is at hand.
+    return "not found" in text.lower() or "LanceError(IO)" in text or "External error" in text
 
 
 def _busy(path: Path) -> CommitConflict:

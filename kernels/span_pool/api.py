@@ -1,4 +1,4 @@
-"""Span pooling as callers use it. On a CPU the eager form is the fastest there is; other forms come behind this name."""
+"""Span pooling as callers use it. On a CPU the eager form serves; other forms come behind the same name."""
 
 from __future__ import annotations
 

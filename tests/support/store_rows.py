@@ -1,4 +1,5 @@
-"""Rows for the tests of the store: small tables with all columns, and a view of a store's content that can be compared."""
+"""Rows for the tests of the store: small tables with all columns, and a view of a store's content that can be
+compared."""
 
 from __future__ import annotations
 

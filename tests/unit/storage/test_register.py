@@ -129,9 +129,7 @@ def test_every_flipped_bit_is_noticed(register: LocalRegister) -> None:
             register.read()
 
 
-def sleep_before_linking(
-    register: LocalRegister, monkeypatch: pytest.MonkeyPatch, meanwhile: int
-) -> LocalRegister:
+def sleep_before_linking(register: LocalRegister, monkeypatch: pytest.MonkeyPatch, meanwhile: int) -> LocalRegister:
     """A writer that stops between reading and linking while others write ``meanwhile`` records."""
 
     def wait(step: str) -> None:

@@ -155,7 +155,7 @@ def test_index_and_scan_agree_through_updates(table: Table) -> None:
 
 
 def test_cleanup_spares_tagged_and_young_versions(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_module, "MAX_VERSIONS", 4)
+    monkeypatch.setattr(table_module, "MAX_VERSIONS", 0)
     tagged = replace(table, {"a": ["1"]})
     tagged.tag("snapshot-1")
     stored = tagged

@@ -1,0 +1,120 @@
+"""What every benchmark shares: how a measurement is recorded, and with what it was made.
+
+A benchmark appends JSON lines to ``docs/bench/<name>.jsonl``; the README's and the documents' numbers are read from
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "bench"
+VERSIONS_OF = ("torch", "numpy", "pyarrow", "pylance", "ray", "tokenizers")
+
+
+def record(
+    name: str,
+    provider: str,
+    metric: str,
+    unit: str,
+    values: Sequence[float],
+    x: float | str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Appends one measurement and prints it.
+
+    Args:
+        name: the benchmark, also the file's name.
+        provider: whose figure it is ("lodestream bf16", "sentence-transformers").
+        metric, unit: what was measured, in what.
+        values: the repetitions; p20, p50 and p80 of them are kept.
+        x: the place on the horizontal axis, where there is one.
+        config: settings that the figure depends on.
+    """
+    p20, p50, p80 = _quantiles(values)
+    line = {
+        "name": name,
+        "provider": provider,
+        "metric": metric,
+        "unit": unit,
+        "x": x,
+        "p20": p20,
+        "p50": p50,
+        "p80": p80,
+        "num_values": len(values),
+        "config": dict(config or {}),
+        "versions": {package: version for package in VERSIONS_OF if (version := _version(package))},
+        "commit": _commit(),
+        "machine": machine(),
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    where = "" if x is None else f" at {x}"
+    print(f"{name}: {provider}: {metric}{where} = {p50:.6g} {unit} (p20 {p20:.6g}, p80 {p80:.6g}, n {len(values)})")
+    return line
+
+
+def start(name: str) -> None:
+    """Empties the results of a benchmark, so that the file holds one run of it."""
+    (RESULTS / f"{name}.jsonl").unlink(missing_ok=True)
+
+
+def interleave(rounds: int, providers: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Calls the providers in turn, ``rounds`` times each: what disturbs the machine disturbs all of them alike."""
+    values: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in range(rounds):
+        for name, measure in providers.items():
+            values[name].append(measure())
+    return values
+
+
+def machine() -> str:
+    """Processor, cores and memory in a few words."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return (values[0],) * 3
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent.parent,
+    )
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError
+from lodestream.storage import transaction as transaction_module
+from lodestream.storage.register import LocalRegister
+from lodestream.storage.store import FeatureStore
+from lodestream.storage.table import Table
+from lodestream.storage.transaction import Transaction
+from tests.support.store_rows import (
+    DIM,
+    begin,
+    make_documents,
+    make_features,
+    publish,
+    read_contents,
+    read_rows,
+    write,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore.open_or_create(str(tmp_path / "store"), dim=DIM)
+
+
+def end(transaction: Transaction, **checkpoint: Any) -> None:
+    transaction.publish(checkpoint=checkpoint, run={})
+
+
+def test_nothing_is_visible_before_publishing(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    reader = store.open_snapshot()
+    transaction = begin(store)
+    write(transaction, {"a": ["2"], "b": ["3"]})
+    assert read_contents(store.open_snapshot()) == {"a": ["1"]}
+    assert read_contents(transaction.base) == {"a": ["2"], "b": ["3"]}
+    end(transaction)
+    assert read_contents(store.open_snapshot()) == {"a": ["2"], "b": ["3"]}
+    assert read_contents(reader) == {"a": ["1"]}
+
+
+def test_base_pins_its_moment(store: FeatureStore) -> None:
+    transaction = begin(store)
+    write(transaction, {"a": ["1"]})
+    earlier = transaction.base
+    write(transaction, {"a": ["2"]})
+    assert read_contents(earlier) == {"a": ["1"]}
+    assert read_contents(transaction.base) == {"a": ["2"]}
+    assert transaction.base.published_at is None
+
+
+def test_deleting(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"], "b": ["2"], "c": ["3"]})
+    publish(store, {}, deleted=["b", "never there"])
+    assert read_contents(publish(store, {"d": ["4"]}, deleted=["a"])) == {"c": ["3"], "d": ["4"]}
+
+
+def test_deleting_everything(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"], "b": []})
+    assert read_contents(publish(store, {}, deleted=["a", "b"])) == {}
+    assert read_contents(publish(store, {"b": ["2"]})) == {"b": ["2"]}
+
+
+def test_document_without_features(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    transaction = begin(store)
+    documents = make_documents({"a": []})
+    transaction.write_chunk(features=make_features({}), documents=documents, deleted_doc_ids=[])
+    snapshot = transaction.publish(checkpoint={}, run={})
+    assert snapshot.get_features("a").num_rows == 0 and snapshot.count_documents() == 1
+
+
+def test_quarantined_document_keeps_its_features(store: FeatureStore) -> None:
+    before = publish(store, {"a": ["1", "2"], "b": ["3"]}).get_features("a")
+    transaction = begin(store)
+    transaction.write_chunk(
+        features=make_features({"b": ["4"]}),
+        documents=pa.concat_tables(
+            [make_documents({"a": ["1", "2"]}, quarantine_reason="torn"), make_documents({"b": ["4"]})]
+        ),
+        deleted_doc_ids=[],
+        keep_features_of=["a"],
+    )
+    snapshot = transaction.publish(checkpoint={}, run={})
+    assert snapshot.get_features("a").equals(before)
+    document = snapshot.get_document("a")
+    assert document is not None and document["quarantine_reason"] == "torn"
+    assert read_contents(snapshot) == {"a": ["1", "2"], "b": ["4"]}
+
+
+def test_pointer_after_publishing(store: FeatureStore) -> None:
+    transaction = begin(store, run_id="r1")
+    write(transaction, {"a": ["1"]})
+    snapshot = transaction.publish(checkpoint={"files": 7}, run={"documents": 1})
+    pointer = store.pointer()
+    assert (pointer.sequence, pointer.run_id, pointer.feature_version) == (1, "r1", "f1")
+    assert (pointer.checkpoint, pointer.run, pointer.staged) == ({"files": 7}, {"documents": 1}, None)
+    assert pointer.recipe == {"model": "toy"} and pointer.tables == snapshot.tables
+    assert pointer.published_at == pointer.checked_at == snapshot.published_at
+
+
+def test_empty_run_publishes_no_snapshot(store: FeatureStore) -> None:
+    published = publish(store, {"a": ["1"]})
+    before = store.pointer()
+    transaction = begin(store, run_id="r2")
+    write(transaction, {}, deleted=["never there"])
+    snapshot = transaction.publish(checkpoint={"files": "later"}, run={"documents": 0})
+    after = store.pointer()
+    assert (snapshot.sequence, after.tables, after.published_at) == (1, published.tables, before.published_at)
+    assert after.checkpoint == {"files": "later"} and after.run == {"documents": 0} and after.run_id == "run"
+    assert after.checked_at is not None and before.checked_at is not None and after.checked_at > before.checked_at
+    assert all(Table.head_version.fget(table) == table.version for table in (snapshot._features, snapshot._documents))  # type: ignore[attr-defined]
+
+
+def test_empty_first_run_publishes(store: FeatureStore) -> None:
+    snapshot = begin(store).publish(checkpoint={}, run={})
+    assert snapshot.sequence == 1 and snapshot.count_documents() == 0
+    assert snapshot.find_segments([b"0" * 16]).num_rows == 0
+    assert read_contents(store.open_snapshot()) == {}
+
+
+def test_new_feature_version_alone_is_a_new_snapshot(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    snapshot = begin(store, feature_version="f2").publish(checkpoint={}, run={})
+    assert (snapshot.sequence, snapshot.feature_version) == (2, "f2")
+    assert store.open_snapshot(1).feature_version == "f1"
+
+
+def test_resumes_staged_chunks(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    write(begin(store, run_id="killed"), {"b": ["2"]})
+    staged = store.pointer().staged
+    assert staged is not None and (staged.run_id, staged.num_chunks, staged.feature_version) == ("killed", 1, "f1")
+    transaction = begin(store, run_id="next")
+    assert transaction.resumed
+    assert read_contents(transaction.base) == {"a": ["1"], "b": ["2"]}
+    write(transaction, {"c": ["3"]})
+    staged = store.pointer().staged
+    assert staged is not None and (staged.run_id, staged.num_chunks) == ("next", 2)
+    end(transaction)
+    assert read_contents(store.open_snapshot()) == {"a": ["1"], "b": ["2"], "c": ["3"]}
+
+
+def test_resumed_work_alone_is_published(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    write(begin(store), {"b": ["2"]})
+    snapshot = begin(store).publish(checkpoint={}, run={})
+    assert snapshot.sequence == 2 and read_contents(snapshot) == {"a": ["1"], "b": ["2"]}
+
+
+def test_drops_staged_chunks_of_another_feature_version(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    write(begin(store, feature_version="f2"), {"b": ["2"]})
+    transaction = begin(store)
+    assert not transaction.resumed and store.pointer().staged is None
+    write(transaction, {"c": ["3"]})
+    end(transaction)
+    assert read_contents(store.open_snapshot()) == {"a": ["1"], "c": ["3"]}
+
+
+def test_unreadable_staged_chunks_are_done_again(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+    publish(store, {"a": ["1"]})
+    killed = begin(store, run_id="killed")
+    write(killed, {"b": ["2"]})
+    for manifest in sorted((store.root / "features.lance" / "_versions").glob("*.manifest"))[:1]:
+        manifest.unlink()  # the newest: versions are numbered downward
+    transaction = begin(store)
+    assert not transaction.resumed and "killed" in caplog.text
+    assert read_contents(transaction.base) == {"a": ["1"]}
+    write(transaction, {"b": ["9"]})
+    end(transaction)
+    assert read_contents(store.open_snapshot()) == {"a": ["1"], "b": ["9"]}
+
+
+def test_abandoning(store: FeatureStore) -> None:
+    publish(store, {"a": ["1"]})
+    transaction = begin(store)
+    write(transaction, {"b": ["2"]})
+    transaction.abandon()
+    assert store.pointer().staged is None
+    following = begin(store)
+    assert not following.resumed and read_contents(following.base) == {"a": ["1"]}
+    assert read_contents(publish(store, {"c": ["3"]})) == {"a": ["1"], "c": ["3"]}
+
+
+def test_ended_transaction_refuses(store: FeatureStore) -> None:
+    transaction = begin(store)
+    end(transaction)
+    for step in (lambda: write(transaction, {"a": ["1"]}), lambda: end(transaction), transaction.abandon):
+        with pytest.raises(ValueError, match="has ended"):
+            step()
+
+
+def test_overtaken_writer_is_fenced_when_it_stages(store: FeatureStore) -> None:
+    first, second = begin(store, run_id="first"), begin(store, run_id="second")
+    assert second.epoch == first.epoch + 1
+    with pytest.raises(FencedError, match="let the other run end"):
+        write(first, {"a": ["first"]})
+    write(second, {"a": ["second"]})
+    end(second)
+    assert read_contents(store.open_snapshot()) == {"a": ["second"]}
+
+
+def test_overtaken_writer_is_fenced_when_it_publishes(store: FeatureStore) -> None:
+    first = begin(store, run_id="first")
+    write(first, {"a": ["first"]})
+    second = begin(store, run_id="second")
+    with pytest.raises(FencedError):
+        end(first)
+    with pytest.raises(FencedError):
+        first.abandon()
+    write(second, {"b": ["second"]})
+    end(second)
+    assert read_contents(store.open_snapshot()) == {"a": ["first"], "b": ["second"]}
+
+
+def test_two_begin_at_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_and_swap = LocalRegister.cas
+
+    def intrude(register: LocalRegister, expected: str | None, record: dict[str, Any]) -> str:
+        monkeypatch.setattr(LocalRegister, "cas", compare_and_swap)
+        begin(store, run_id="other")
+        return compare_and_swap(register, expected, record)
+
+    monkeypatch.setattr(LocalRegister, "cas", intrude)
+    with pytest.raises(CommitConflict, match="run the same command again"):
+        begin(store)
+
+
+@pytest.mark.parametrize("was_accepted", [True, False])
+def test_lost_reply(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, was_accepted: bool) -> None:
+    """The register cannot tell whether the swing was accepted: the nonce settles it."""
+    publish(store, {"a": ["1"]})
+    transaction = begin(store)
+    write(transaction, {"b": ["2"]})
+    compare_and_swap = LocalRegister.cas
+
+    def lose(register: LocalRegister, expected: str | None, record: dict[str, Any]) -> str:
+        if was_accepted:
+            compare_and_swap(register, expected, record)
+        raise CommitStateUnknown("the reply was lost")
+
+    monkeypatch.setattr(LocalRegister, "cas", lose)
+    if was_accepted:
+        assert transaction.publish(checkpoint={}, run={}).sequence == 2
+        assert read_contents(store.open_snapshot()) == {"a": ["1"], "b": ["2"]}
+        return
+    with pytest.raises(CommitStateUnknown):
+        end(transaction)
+    assert read_contents(store.open_snapshot()) == {"a": ["1"]}
+
+
+def test_failed_cleanup_does_not_fail_the_run(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(table: Table, kept: set[str]) -> None:
+        raise transaction_module.StoreError("no rights")
+
+    monkeypatch.setattr(Table, "clean_up", fail)
+    assert publish(store, {"a": ["1"]}).sequence == 1
+    assert "no rights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"documents": make_documents({"a": ["1"]}).take([0, 0])}, "a document comes twice"),
+        ({"deleted_doc_ids": ["a"]}, "both written and deleted"),
+        ({"keep_features_of": ["b"]}, "not in the chunk"),
+        ({"keep_features_of": ["a"]}, "not replaced"),
+        ({"features": make_features({"b": ["1"]})}, "not replaced"),
+        ({"features": make_features({"a": ["1"]}).take([0, 0, 1])}, "a key comes twice"),
+    ],
+)
+def test_contradictory_chunks(store: FeatureStore, changes: dict[str, Any], reason: str) -> None:
+    transaction = begin(store)
+    chunk = {
+        "features": make_features({"a": ["1"]}),
+        "documents": make_documents({"a": ["1"]}),
+        "deleted_doc_ids": [],
+    }
+    with pytest.raises(ValueError, match=reason):
+        transaction.write_chunk(**(chunk | changes))
+    assert store.pointer().staged is None
+
+
+def test_many_small_chunks_make_few_files(store: FeatureStore) -> None:
+    transaction = begin(store)
+    contents = {f"d{number:03}": [str(number)] for number in range(60)}
+    for doc_id, texts in contents.items():
+        write(transaction, {doc_id: texts})
+    snapshot = transaction.publish(checkpoint={}, run={})
+    assert snapshot._features.num_fragments == snapshot._documents.num_fragments == 1
+    assert read_contents(snapshot) == contents
+
+
+IDS = st.sampled_from(["a", "b'", "c\nd", "é\U0001f600", '"; --', ""])
+CHUNKS = st.dictionaries(IDS, st.lists(st.sampled_from(["x", "y", "z"]), max_size=3), max_size=4)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """A store against dictionaries: whatever is written, killed, resumed, dropped or published, in any order."""
+
+    @initialize(folder=st.just(None))
+    def create(self, folder: None) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = FeatureStore.open_or_create(self.folder.name, dim=DIM)
+        self.published: dict[str, list[str]] | None = None
+        self.working: dict[str, list[str]] = {}
+        self.transaction: Transaction | None = None
+        self.pinned: list[tuple[Any, dict[str, list[str]]]] = []
+        self.feature_version = "f1"
+
+    @rule(feature_version=st.sampled_from(["f1", "f1", "f2"]))
+    def begin(self, feature_version: str) -> None:
+        """Also when one is open: that one is as good as killed."""
+        staged = self.store.pointer().staged
+        self.transaction = begin(self.store, feature_version=feature_version)
+        assert self.transaction.resumed == (staged is not None and staged.feature_version == feature_version)
+        if not self.transaction.resumed:
+            self.working = dict(self.published or {})
+
+    @rule(chunk=CHUNKS, deleted=st.sets(IDS, max_size=2))
+    def write(self, chunk: dict[str, list[str]], deleted: set[str]) -> None:
+        if self.transaction is None:
+            return
+        write(self.transaction, chunk, deleted=sorted(deleted - chunk.keys()))
+        for doc_id in deleted:
+            self.working.pop(doc_id, None)
+        self.working |= chunk
+        assert read_contents(self.transaction.base) == self.working
+
+    @rule()
+    def publish(self) -> None:
+        if self.transaction is None:
+            return
+        snapshot = self.transaction.publish(checkpoint={}, run={})
+        self.published, self.transaction = dict(self.working), None
+        self.pinned = [*self.pinned[-2:], (snapshot, self.published)]
+
+    @rule()
+    def abandon(self) -> None:
+        if self.transaction is not None:
+            self.transaction.abandon()
+            self.transaction, self.working = None, dict(self.published or {})
+
+    @invariant()
+    def readers_see_what_was_published(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        if self.published is not None:
+            assert read_contents(self.store.open_snapshot()) == self.published
+        for snapshot, contents in self.pinned:
+            assert read_contents(snapshot) == contents
+            for doc_id, texts in contents.items():
+                assert snapshot.get_features(doc_id, "sentence").num_rows == len(texts)
+            assert len(read_rows(snapshot, "documents")) == snapshot.count_documents()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
