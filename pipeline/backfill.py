@@ -23,11 +23,12 @@ from lodestream.pipeline.changes import Changes, DocumentState, PlannedRead, cut
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.executors import Executor, Progress
+from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.session import make_featurizer, read_published, set_threads
 from lodestream.pipeline.sources.files import FileEntry, list_files
 from lodestream.pipeline.stages import CHANGED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
 from lodestream.schema import DOCUMENTS_SCHEMA
-from lodestream.storage.store import FeatureStore, Transaction
+from lodestream.storage.store import FeatureStore, Snapshot, Transaction
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +133,8 @@ def run(
     )
     _note_feature_version(note, featurizer, published.feature_version if published else None)
     store = FeatureStore.open_or_create(uri, dim=featurizer.model.dim)
-    published_states = read_states(store.open_snapshot().document_states()) if published else {}
+    snapshot_before = store.open_snapshot() if published else None
+    published_states = read_states(snapshot_before.document_states()) if snapshot_before else {}
     # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
     plan_changes(entries, published_states, feature_version="", allow_mass_delete=allow_mass_delete)
     transaction = store.begin(
@@ -146,6 +148,7 @@ def run(
         featurizer=featurizer,
         transaction=transaction,
         report=report,
+        published=snapshot_before,
         published_states=published_states,
         num_threads=num_threads,
         show_progress=show_progress,
@@ -170,6 +173,7 @@ class _RunWork:
         featurizer: Featurizer,
         transaction: Transaction,
         report: RunReport,
+        published: Snapshot | None,
         published_states: Mapping[str, DocumentState],
         num_threads: int,
         show_progress: ShowProgress | None,
@@ -179,6 +183,7 @@ class _RunWork:
         self._featurizer = featurizer
         self._transaction = transaction
         self._report = report
+        self._published = published
         self._published_states = published_states
         self._num_threads = num_threads
         self._show_progress = show_progress
@@ -241,9 +246,7 @@ class _RunWork:
             executor.close()
 
     def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: _Meter) -> None:
-        output = executor.run_chunk(
-            chunk, self._transaction.base, run_id=self._report.run_id, on_progress=meter.advance
-        )
+        output = executor.run_chunk(chunk, self._indexes(), run_id=self._report.run_id, on_progress=meter.advance)
         started = time.perf_counter()
         self._write(output)
         output.counts.clock("write", started)
@@ -257,6 +260,12 @@ class _RunWork:
             strict=True,
         )
         self._report.quarantined += [{"doc_id": doc_id, "reason": reason} for doc_id, reason in reasons]
+
+    def _indexes(self) -> list[SegmentIndex]:
+        """Where segments are looked up: what is staged so far, then what was published before, whose rows an earlier
+        chunk or a deletion may have replaced (a paragraph that moves, a document that is renamed)."""
+        published = [self._published] if self._published is not None else []
+        return [self._transaction.base, *published]
 
     def _write(self, output: StageOutput) -> None:
         if not output.documents.num_rows and not output.quarantined.num_rows:

@@ -42,9 +42,9 @@ class Executor(Protocol):
     def name(self) -> Literal["local", "ray"]: ...
 
     def run_chunk(
-        self, reads: Sequence[PlannedRead], index: SegmentIndex, *, run_id: str, on_progress: OnProgress
+        self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
     ) -> StageOutput:
-        """Runs all stages over the documents of one chunk; ``index`` knows the stored segments."""
+        """Runs all stages over the documents of one chunk; ``indexes`` know the stored segments."""
         ...
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class LocalExecutor:
         self._featurizer = featurizer
 
     def run_chunk(
-        self, reads: Sequence[PlannedRead], index: SegmentIndex, *, run_id: str, on_progress: OnProgress
+        self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
     ) -> StageOutput:
         memory: dict[bytes, LeafVectors] = {}
         outputs = []
@@ -74,7 +74,7 @@ class LocalExecutor:
             output = encode_documents(
                 self._featurizer,
                 prepared,
-                find_known=lambda spans: find_known(index, spans),
+                find_known=lambda spans: find_known(indexes, spans),
                 memory=memory,
                 run_id=run_id,
             )

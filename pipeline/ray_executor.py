@@ -68,11 +68,11 @@ class RayExecutor:
         context.execution_options.verbose_progress = False
 
     def run_chunk(
-        self, reads: Sequence[PlannedRead], index: SegmentIndex, *, run_id: str, on_progress: OnProgress
+        self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
     ) -> StageOutput:
         sink = RowsDatasink()
         # What every actor needs is pickled once with the stage: options and the snapshot's place, no weights, no rows.
-        encode_table = partial(_encode_table, index=index, run_id=run_id)
+        encode_table = partial(_encode_table, indexes=tuple(indexes), run_id=run_id)
         dataset: Dataset = ray.data.read_datasource(FilesDatasource(reads), override_num_blocks=None)
         dataset = dataset.map_batches(
             partial(_prepare_table, options=self._featurizer.options),
@@ -182,10 +182,15 @@ def _task_featurizer(options: FeaturizerOptions) -> Featurizer:
 
 
 def _encode_table(
-    featurizer: Featurizer, prepared: pa.Table, memory: dict[bytes, Any], *, index: SegmentIndex, run_id: str
+    featurizer: Featurizer,
+    prepared: pa.Table,
+    memory: dict[bytes, Any],
+    *,
+    indexes: Sequence[SegmentIndex],
+    run_id: str,
 ) -> pa.Table:
     output = encode_documents(
-        featurizer, prepared, find_known=lambda spans: find_known(index, spans), memory=memory, run_id=run_id
+        featurizer, prepared, find_known=lambda spans: find_known(indexes, spans), memory=memory, run_id=run_id
     )
     return output_to_row(output)
 

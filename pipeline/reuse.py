@@ -21,18 +21,21 @@ class SegmentIndex(Protocol):
     def find_segments(self, fingerprints: Sequence[bytes]) -> pa.Table: ...
 
 
-def find_known(index: SegmentIndex, all_spans: Iterable[PreparedSpans]) -> dict[bytes, LeafVectors]:
-    """Leaf vectors by fingerprint of the segments of ``all_spans`` that ``index`` holds.
+def find_known(indexes: Sequence[SegmentIndex], all_spans: Iterable[PreparedSpans]) -> dict[bytes, LeafVectors]:
+    """Leaf vectors by fingerprint of the segments of ``all_spans`` that one of ``indexes`` holds, asked in turn.
 
     A fingerprint fixes the tokens and where the leaves begin, hence the rows that a document with this segment has:
     for each paragraph its own row and, where it is fine, a row per sentence. Rows that do not show that pattern (a
     store that was tampered with) are not used.
     """
     patterns = _row_patterns(all_spans)
-    if not patterns:
-        return {}
-    rows = index.find_segments(list(patterns))
-    return _collect(rows, patterns) if rows.num_rows else {}
+    known: dict[bytes, LeafVectors] = {}
+    for index in indexes:
+        missing = [fingerprint for fingerprint in patterns if fingerprint not in known]
+        rows = index.find_segments(missing) if missing else None
+        if rows is not None and rows.num_rows:
+            known |= _collect(rows, patterns)
+    return known
 
 
 def _row_patterns(all_spans: Iterable[PreparedSpans]) -> dict[bytes, list[int]]:

@@ -19,6 +19,8 @@ from lodestream.storage.register import LocalRegister, Record, Version
 RECORD_FORMAT: Final = 1
 """Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
 
+_ENCODED_CHARS: Final = '\\{}^%`[]"<>~#|*?'
+
 TABLES: Final = ("features", "documents")
 
 
@@ -154,10 +156,22 @@ def resolve_uri(uri: str) -> Path:
         ConfigError: it names something else than a local folder.
     """
     if uri.startswith("file://"):
-        return Path(unquote(urlparse(uri).path)).resolve()
+        return _require_plain(Path(unquote(urlparse(uri).path)).resolve())
     if "://" in uri:
         raise ConfigError(f"store.uri must be a local folder, not {uri}", "set store.uri to a path")
-    return Path(uri).expanduser().resolve()
+    return _require_plain(Path(uri).expanduser().resolve())
+
+
+def _require_plain(path: Path) -> Path:
+    # pylance 14 writes the tags of a table below such a path into a second, percent-encoded folder, where they are lost
+    # when the store is moved.
+    odd = sorted({char for char in str(path) if not " " <= char < "\x7f" or char in _ENCODED_CHARS})
+    if odd:
+        raise ConfigError(
+            f"the store's path {str(path)!r} has characters that the table format cannot keep: {''.join(odd)!r}",
+            "set store.uri to a folder whose whole path is plain ASCII without any of " + " ".join(_ENCODED_CHARS),
+        )
+    return path
 
 
 def make_nonce() -> str:

@@ -158,12 +158,6 @@ def test_addresses_do_not_drown_prose(model: DensityModel) -> None:
     assert linked > 0.9 * plain
 
 
-def test_an_address_ends_where_another_script_goes_on(model: DensityModel) -> None:
-    prose = TEXTS_IN_OTHER_LANGUAGES["Chinese"]
-    plain, linked = model.score([prose, f"（https://example.org/text/3392-council.md#top-level）{prose}"])
-    assert linked > 0.9 * plain
-
-
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u3000\n"])
 def test_text_without_ink_scores_0(model: DensityModel, text: str) -> None:
     assert model.score([text])[0] == 0
