@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.cli import output
+from lodestream.pipeline.cli.options import (
+    ConfigFile,
+    Debug,
+    Flags,
+    GranularityName,
+    Json,
+    Overrides,
+    load,
+    note_flags,
+    open_library,
+)
 from lodestream.pipeline.process import set_process_defaults
-
-if TYPE_CHECKING:
-    from lodestream.pipeline.config import LoadedConfig
-    from lodestream.pipeline.library import Library
 
 INTERRUPTED = 130
 
@@ -31,40 +38,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Read this file instead of the nearest lodestream.toml.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a value for this command; may be repeated.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-GranularityName = Literal["sentence", "paragraph", "topic", "document"]
-
-
-class _Settings:
-    """Flags that an error's printing needs, set by whichever verb runs."""
-
-    json = False
-    debug = False
-
-
-def _load(config: Path | None, overrides: list[str] | None) -> LoadedConfig:
-    from lodestream.pipeline.config import load_config
-
-    return load_config(start=Path.cwd(), file=config, overrides=overrides or ())
-
-
-def _open_library(config: Path | None, overrides: list[str] | None) -> Library:
-    from lodestream.pipeline.library import Library
-    from lodestream.storage.store import FeatureStore
-
-    return Library(FeatureStore.open(_load(config, overrides).store_uri))
-
-
-def _note_flags(*, as_json: bool = False, debug: bool = False) -> None:
-    _Settings.json, _Settings.debug = as_json, debug
 
 
 @app.callback(invoke_without_command=True)
@@ -88,7 +61,7 @@ def init(
     from lodestream.errors import ConfigError
     from lodestream.pipeline.config import write_initial_config
 
-    _note_flags(as_json=as_json, debug=debug)
+    note_flags(as_json=as_json, debug=debug)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -110,9 +83,9 @@ def check(config: ConfigFile = None, overrides: Overrides = None, as_json: Json 
     """Look whether a run would work: configuration, sources, store, disk, model, executor."""
     from lodestream.pipeline.check import check_all
 
-    _note_flags(as_json=as_json, debug=debug)
+    note_flags(as_json=as_json, debug=debug)
     results = []
-    for result in check_all(_load(config, overrides)):
+    for result in check_all(load(config, overrides)):
         results.append(result)
         if not as_json:
             typer.echo(f"{result.level:4}  {result.name}: {output.show_line(result.detail)}")
@@ -156,8 +129,8 @@ def refresh(
 def _run(
     config: Path | None, overrides: list[str] | None, *, allow_mass_delete: bool, as_json: bool, debug: bool
 ) -> None:
-    _note_flags(as_json=as_json, debug=debug)
-    loaded = _load(config, overrides)
+    note_flags(as_json=as_json, debug=debug)
+    loaded = load(config, overrides)
     from lodestream.pipeline import backfill
 
     progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
@@ -197,8 +170,8 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Print the spans nearest to a text."""
-    _note_flags(as_json=as_json, debug=debug)
-    library = _open_library(config, overrides)
+    note_flags(as_json=as_json, debug=debug)
+    library = open_library(config, overrides)
     hits = library.search(text, limit=limit, granularity=granularity, min_density=min_density, headings=headings)
     if as_json:
         values = {"query": text, "snapshot": library.snapshot.sequence, "hits": [hit.as_dict() for hit in hits]}
@@ -223,8 +196,8 @@ def get(
     """Print the feature rows of one document."""
     from lodestream.pipeline.library import rows_as_json
 
-    _note_flags(as_json=as_json, debug=debug)
-    library = _open_library(config, overrides)
+    note_flags(as_json=as_json, debug=debug)
+    library = open_library(config, overrides)
     rows = rows_as_json(library.get(doc_id, granularity=granularity), vectors=vectors)
     if as_json:
         output.print_json({"doc_id": doc_id, "snapshot": library.snapshot.sequence, "rows": rows}, compact=vectors)
@@ -250,12 +223,12 @@ def export(
     """Write the published features with decoded vectors to a Parquet file."""
     from lodestream.errors import ConfigError
 
-    _note_flags(as_json=as_json, debug=debug)
+    note_flags(as_json=as_json, debug=debug)
     if path.exists() and not yes:
         raise ConfigError(f"{path} exists", "give another name, or --yes to write over it")
     if not path.parent.is_dir():
         raise ConfigError(f"the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
-    library = _open_library(config, overrides)
+    library = open_library(config, overrides)
     num_rows = library.export(path)
     values = {"path": str(path), "rows": num_rows, "snapshot": library.snapshot.sequence}
     if as_json:
@@ -269,8 +242,8 @@ def status(config: ConfigFile = None, overrides: Overrides = None, as_json: Json
     """One word on the store's health, its snapshot and its last run. Exit code 3 unless healthy."""
     from lodestream.pipeline.status import read_status
 
-    _note_flags(as_json=as_json, debug=debug)
-    found = read_status(_load(config, overrides))
+    note_flags(as_json=as_json, debug=debug)
+    found = read_status(load(config, overrides))
     if as_json:
         output.print_json(found.as_dict())
     else:
@@ -307,8 +280,8 @@ def config_show(
     """Print every setting with its value and its origin."""
     from lodestream.pipeline.config import list_settings
 
-    _note_flags(as_json=as_json, debug=debug)
-    settings = list_settings(_load(config, overrides))
+    note_flags(as_json=as_json, debug=debug)
+    settings = list_settings(load(config, overrides))
     if as_json:
         output.print_json([{"name": n, "value": v, "origin": o} for n, v, o in settings])
         return
@@ -323,7 +296,7 @@ def config_schema(debug: Debug = False) -> None:
     """Print the JSON schema of lodestream.toml."""
     from lodestream.pipeline.config import Config
 
-    _note_flags(debug=debug)
+    note_flags(debug=debug)
     output.print_json(Config.model_json_schema())
 
 
@@ -338,7 +311,7 @@ def _run_app() -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except LodestreamError as error:
-        if _Settings.debug:
+        if Flags.debug:
             raise
         _print_error(error)
         return error.exit_code
@@ -355,7 +328,7 @@ def _run_app() -> int:
 
 
 def _print_error(error: LodestreamError) -> None:
-    if _Settings.json:
+    if Flags.json:
         output.print_json(error.as_dict(), compact=True)
     output.tell(f"error: {output.show_line(error.message)}")
     if error.hint:
@@ -370,7 +343,7 @@ def _print_unforeseen(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if _Settings.debug:
+    if Flags.debug:
         raise error
     output.tell(f"error: {type(error).__name__}: {output.show_line(str(error))}")
     output.tell("  next: this is a defect; run again with --debug and report the traceback")

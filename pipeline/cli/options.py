@@ -1,0 +1,49 @@
+"""The options that all verbs share, and what each verb does with them first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.library import Library
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Read this file instead of the nearest lodestream.toml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a value for this command; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+GranularityName = Literal["sentence", "paragraph", "topic", "document"]
+
+
+class Flags:
+    """What an error's printing needs, set by whichever verb runs."""
+
+    json = False
+    debug = False
+
+
+def load(config: Path | None, overrides: list[str] | None) -> LoadedConfig:
+    """The configuration that a verb's options name."""
+    from lodestream.pipeline.config import load_config
+
+    return load_config(start=Path.cwd(), file=config, overrides=overrides or ())
+
+
+def open_library(config: Path | None, overrides: list[str] | None) -> Library:
+    """The configured store, opened for reading."""
+    from lodestream.pipeline.library import Library
+    from lodestream.storage.store import FeatureStore
+
+    return Library(FeatureStore.open(load(config, overrides).store_uri))
+
+
+def note_flags(*, as_json: bool = False, debug: bool = False) -> None:
+    """Keeps what the printing of an error needs to know."""
+    Flags.json, Flags.debug = as_json, debug
