@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.servers import (  # noqa: F401  fixtures for every test
+    etcd_server,
+    postgres_server,
+    postgres_url,
+    redis_server,
+    s3_bucket,
+    s3_options,
+    s3_server,
+)
+
 # The same profile on every machine. No deadline: the clock of a busy machine says nothing about the code.
 settings.register_profile("lodestream", deadline=None, print_blob=True)
 settings.load_profile("lodestream")
