@@ -9,9 +9,7 @@ Texts in, vectors out, tokenising included, for both. Besides speed it records t
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from corpora import read_corpus, read_paragraphs
 from numpy.typing import NDArray
+from their_process import SETTINGS, Theirs
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.actors.tokenize import Tokenizer
@@ -33,8 +32,6 @@ from lodestream.kernels.span_pool.reference import mean_spans
 
 NAME = "encoder"
 NUM_THREADS = os.cpu_count() or 1
-# sentence-transformers' default, and what was fastest of these for each kind of text.
-SETTINGS = {"default": ("fp32", 32), "fp32 batch 8": ("fp32", 8), "bf16": ("bf16", 32), "bf16 batch 8": ("bf16", 8)}
 
 
 class Ours:
@@ -57,44 +54,6 @@ class Ours:
             means = mean_spans(self.encoder.encode(batch), bounds[:-1], bounds[1:])
             vectors[rows] = torch.nn.functional.normalize(means).numpy()
         return vectors
-
-
-class Theirs:
-    """sentence-transformers in its own process."""
-
-    def __init__(self, python: str) -> None:
-        worker = Path(__file__).with_name("sentence_transformers_worker.py")
-        folder, _ = find_model(DEFAULT_MODEL)
-        self.process = subprocess.Popen(
-            [python, str(worker), str(folder), str(NUM_THREADS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
-
-    def encode(self, texts: list[str], *, setting: str, max_tokens: int, out: str | None = None) -> float:
-        """Seconds that it took."""
-        precision, batch_size = SETTINGS[setting]
-        request = {"texts": texts, "batch_size": batch_size, "precision": precision, "max_seq_length": max_tokens}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request | {"out": out}) + "\n")
-        self.process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the worker of sentence-transformers ended; run it by hand to see why")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
 
 
 def make_windows(texts: dict[str, str], tokenizer: Tokenizer, *, count: int, num_tokens: int) -> list[str]:
@@ -166,7 +125,9 @@ def main() -> None:
     print(f"corpus: {name}")
     precisions = ["fp32", "bf16"] if native_precision() == "bf16" else ["fp32"]
     ours = {precision: Ours(precision) for precision in precisions}
-    theirs = Theirs(arguments.sentence_transformers) if arguments.sentence_transformers else None
+    theirs = (
+        Theirs(arguments.sentence_transformers, num_threads=NUM_THREADS) if arguments.sentence_transformers else None
+    )
     harness.start(NAME)
     paragraphs = read_paragraphs(texts, limit=600)
     windows = make_windows(texts, ours["fp32"].tokenizer, count=48, num_tokens=510)

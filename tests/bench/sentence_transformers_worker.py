@@ -2,11 +2,10 @@
 
 Run by the benchmarks with the Python of an environment that has it (the project's own has not):
 
-    python -m venv /tmp/st && /tmp/st/bin/pip install torch==2.13.0 && /tmp/st/bin/pip install
-    'sentence-transformers==6.*'
+    python -m venv /tmp/st && /tmp/st/bin/pip install torch==2.13.0 'sentence-transformers==6.*'
 
 Requests, one a line: {"texts": [...], "batch_size": 32, "precision": "fp32", "max_seq_length": 256, "out": "x.npy"}
-("out" may be null). Answer: {"seconds": 1.25}.
+("out" may be null). Answer: {"seconds": 1.25}. Before the first request it answers with its versions.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import os
 import sys
 import time
+from importlib import metadata
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -27,7 +27,8 @@ def main(folder: str, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     models = {"fp32": SentenceTransformer(folder, device="cpu")}
     models["bf16"] = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.bfloat16})
-    print(json.dumps({"ready": True}), flush=True)
+    versions = {name: metadata.version(name) for name in ("sentence-transformers", "transformers", "torch")}
+    print(json.dumps({"versions": versions}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         model = models[request["precision"]]
