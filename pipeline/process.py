@@ -11,6 +11,8 @@ PROCESS_DEFAULTS: Final = {
     # Under `uv run` Ray would build the environment again in every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's core warns on the terminal of every pool of actors that Ray Data makes.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "true",
 }
 

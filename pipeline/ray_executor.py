@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +50,8 @@ NO_PROGRESS_TIMEOUT_S: Final = 120
 SLOWEST_BYTES_PER_S: Final = 10_000
 """A run without progress is ended; one huge document may take this long a byte before it counts as that."""
 
+_ERROR: Final = "error"
+
 
 class RayExecutor:
     """Runs the stages on a local or a remote Ray. Starts a local one where none is configured, and ends only that."""
@@ -61,8 +65,7 @@ class RayExecutor:
             _start_ray(config.ray_address)
         self._num_actors = config.ray_workers or _count_actors()
         _check_cpus(self._num_actors)
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _quieten_ray()
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
@@ -146,31 +149,45 @@ class RowsDatasink(Datasink[pa.Table]):
         return self._outputs
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> pa.Table:
-        return pa.concat_tables([block for block in blocks if block.num_rows])
+        return pa.concat_tables([block for block in blocks if block.num_rows], promote_options="default")
 
     def on_write_complete(self, write_result: WriteResult[pa.Table]) -> None:
+        for rows in write_result.write_returns:
+            _raise_carried(rows)
         self._outputs = [output for rows in write_result.write_returns for output in outputs_from_rows(rows)]
 
 
 def _execute(dataset: Dataset, sink: RowsDatasink) -> None:
-    """Runs the dataset; an error of ours comes out as itself, one of Ray's as what it means here."""
+    """Runs the dataset; an error of Ray's, or one that is a defect of ours, comes out as what it means here."""
     try:
         dataset.write_datasink(sink)
     except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, LodestreamError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is not None:
-            raise cause from None
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        # A worker's exception is here as text only, in front of what Ray made of it.
+        text = str(error).partition("\nThe above exception was the direct cause")[0]
+        lines = [line for line in text.splitlines() if line.strip()]
         raise ExecutorError(
             f"Ray Data failed: {lines[-1] if lines else type(error).__name__}",
             "run again: finished chunks are kept; --set run.executor=local shows whether it is Ray",
         ) from error
 
 
+def _carry(error: LodestreamError) -> pa.Table:
+    """The row that brings an error of ours from a worker to the driver: Ray would hand on its text alone."""
+    return pa.table({_ERROR: pa.array([pickle.dumps(error)], pa.binary())})
+
+
+def _raise_carried(rows: pa.Table) -> None:
+    if _ERROR in rows.column_names:
+        for value in rows.column(_ERROR).drop_null():
+            error: LodestreamError = pickle.loads(value.as_py())  # noqa: S301  (our own worker wrote it)
+            raise error
+
+
 def _prepare_table(read: pa.Table, options: FeaturizerOptions) -> pa.Table:
-    return prepare_documents(_task_featurizer(options), read)
+    try:
+        return prepare_documents(_task_featurizer(options), read)
+    except LodestreamError as error:
+        return _carry(error)
 
 
 _TASK_FEATURIZERS: dict[FeaturizerOptions, Featurizer] = {}
@@ -189,25 +206,37 @@ def _encode_table(
     indexes: Sequence[SegmentIndex],
     run_id: str,
 ) -> pa.Table:
-    output = encode_documents(
-        featurizer, prepared, find_known=lambda spans: find_known(indexes, spans), memory=memory, run_id=run_id
-    )
+    if _ERROR in prepared.column_names:
+        return prepared
+    try:
+        output = encode_documents(
+            featurizer, prepared, find_known=lambda spans: find_known(indexes, spans), memory=memory, run_id=run_id
+        )
+    except LodestreamError as error:
+        return _carry(error)
     return output_to_row(output)
 
 
+def _quieten_ray() -> None:
+    """Errors reach the caller as exceptions; on the terminal Ray's own lines, tracebacks among them, would come first.
+    Its log files keep them."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
 def _start_ray(address: str) -> None:
+    start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            num_cpus = max(4, os.cpu_count() or 1)
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+        with warnings.catch_warnings():
+            # Ray forks only to start other programs, which Lance's warning is not about.
+            warnings.filterwarnings("ignore", message="lance is not fork-safe")
+            if address:
+                start(address=address)
+            else:
+                num_cpus = max(4, os.cpu_count() or 1)
+                start(address="local", num_cpus=num_cpus, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"reach Ray at {address}" if address else "start a local Ray"
         raise ExecutorError(

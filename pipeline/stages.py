@@ -179,13 +179,13 @@ def merge_outputs(outputs: Sequence[StageOutput], *, dim: int) -> StageOutput:
 def output_to_row(output: StageOutput) -> pa.Table:
     """One row that carries ``output`` between processes: Ray Data has one output a stage, this has three tables."""
     tables = (output.features, output.documents, output.quarantined)
-    blobs = [_to_ipc(table) for table in tables]
+    blobs = [_to_blob(table) for table in tables]
     counts = json.dumps({"by_status": output.num_by_status, "counts": asdict(output.counts)})
     return pa.table(
         {
-            "features": pa.array([blobs[0]], pa.large_binary()),
-            "documents": pa.array([blobs[1]], pa.large_binary()),
-            "quarantined": pa.array([blobs[2]], pa.large_binary()),
+            "features": blobs[0],
+            "documents": blobs[1],
+            "quarantined": blobs[2],
             "counts": [counts],
         }
     )
@@ -212,8 +212,11 @@ def outputs_from_rows(rows: pa.Table) -> list[StageOutput]:
     return outputs
 
 
-def _to_ipc(table: pa.Table) -> pa.Buffer:
+def _to_blob(table: pa.Table) -> pa.Array:
+    """One value that holds ``table`` as an Arrow stream, without a copy of it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
+    stream = sink.getvalue()
+    offsets = pa.array([0, stream.size], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, stream])
