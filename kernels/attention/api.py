@@ -1,0 +1,96 @@
+"""Block-sparse attention as callers use it. The form is chosen by the device of the tensors.
+
+T packed tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+from lodestream.kernels.attention import reference
+from lodestream.kernels.attention.cells import summarise_cells
+from lodestream.kernels.attention.correction import SampledError, correct_rows
+from lodestream.kernels.attention.layout import BlockMask
+
+Compensation = Literal["slope", "means", "none"]
+
+HEAD_DIMS: Final = (32, 64, 128)
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended:
+    """Result of a call.
+
+    Attributes:
+        out_THD: [T, H, D], contiguous, in the dtype of the queries.
+        lse_TH: float32 [T, H], natural logarithm of each softmax's denominator, stand-ins included; that of the sparse
+            rows, for corrected ones too.
+        error: what the correction rows measured; None where there are none.
+    """
+
+    out_THD: torch.Tensor
+    lse_TH: torch.Tensor
+    error: SampledError | None
+
+
+def attend(
+    q_THD: torch.Tensor,
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    compensation: Compensation = "slope",
+    correction_step: int | None = None,
+) -> Attended:
+    """Attention of each token to the tokens of its segment, exact where the mask keeps, summed up elsewhere.
+
+    Each dropped cell of 16 tokens takes part in the softmax as one key: its mean, with the logarithm of its count added
+    to the logit, and its mean value. What the means leave out comes in to first order, from the covariance of key and
+    value inside all cells of the segment, weighted with the share of the softmax that went to stand-ins.
+
+    Args:
+        q_THD, k_THD, v_THD: float32, bfloat16 or float16 [T, H, D]; D 32, 64 or 128, values of a head side by side.
+        mask: what is exact. With a window, nothing stands in for the rest.
+        scale: factor of the logits, 1 / sqrt(D) where None.
+        compensation: "slope" for all of the above, "means" without the first-order term, "none" to leave out what is
+            dropped.
+        correction_step: one exact query in so many, which corrects its neighbours; None for none.
+
+    Guarantees: the result of a segment does not depend on what shares its batch or on the order of the batch; the same
+    input gives the same bits; on a GPU nothing waits for the device.
+    Numerics: products and sums in float32. With everything kept this is dense attention.
+    Cost: with a share s kept, s + (1 - s) / 16 + 1 / correction_step + D / (2 n) of the dense FLOPs.
+    Source: stand-ins as in MRA-2 (arXiv 2207.10284), first order as in PISA (2602.01077), correction rows as in Delta
+    attention (2505.11254).
+
+    Raises:
+        ValueError: shapes, dtypes or head dim do not fit.
+    """
+    _check(q_THD, k_THD, v_THD, mask)
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    cells = None
+    if compensation != "none" and mask.window is None:
+        cells = summarise_cells(k_THD, v_THD, mask.layout, scale=scale, with_slope=compensation == "slope")
+    out_THD, lse_TH = reference.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
+    error = None
+    if correction_step is not None and mask.window is None:
+        error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=correction_step, scale=scale)
+    return Attended(out_THD=out_THD, lse_TH=lse_TH, error=error)
+
+
+def _check(q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, mask: BlockMask) -> None:
+    if not q_THD.shape == k_THD.shape == v_THD.shape or q_THD.ndim != 3:
+        raise ValueError(f"q, k and v need one shape [T, H, D], not {[tuple(x.shape) for x in (q_THD, k_THD, v_THD)]}")
+    if q_THD.shape[0] != mask.layout.num_tokens:
+        raise ValueError(f"the mask is for {mask.layout.num_tokens} tokens, but there are {q_THD.shape[0]}")
+    if q_THD.shape[2] not in HEAD_DIMS:
+        raise ValueError(f"head dim {q_THD.shape[2]} is none of {HEAD_DIMS}")
+    if q_THD.dtype not in DTYPES or not q_THD.dtype == k_THD.dtype == v_THD.dtype:
+        raise ValueError(f"q, k and v need one dtype of {DTYPES}, not {[x.dtype for x in (q_THD, k_THD, v_THD)]}")
+    if mask.keep_HP.shape[0] not in (1, q_THD.shape[1]):
+        raise ValueError(f"the mask is for {mask.keep_HP.shape[0]} heads, but there are {q_THD.shape[1]}")

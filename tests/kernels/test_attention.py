@@ -1,0 +1,236 @@
+"""Block-sparse attention against float64, against torch's own attention over keys and means, and against itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lodestream.kernels.attention.api import attend
+from lodestream.kernels.attention.cells import summarise_cells
+from lodestream.kernels.attention.correction import correct_rows, sample_tokens
+from lodestream.kernels.attention.layout import (
+    CELL,
+    CELLS_PER_BLOCK,
+    KEY_BLOCK,
+    QUERY_BLOCK,
+    BlockMask,
+    make_mask,
+    mask_all,
+    mask_window,
+    plan_blocks,
+)
+from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_inputs, make_random_mask
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def take_segment(mask: BlockMask, number: int) -> BlockMask:
+    """The mask of one segment alone."""
+    segment = mask.layout.segments[number]
+    return make_mask(plan_blocks([segment.num_tokens]), mask.keep_HP[:, segment.pairs], window=mask.window)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compensation", ["none", "means", "slope"])
+def test_results_are_those_of_float64(head_dim: int, dtype: torch.dtype, compensation: str) -> None:
+    layout = plan_blocks(ODD_LENGTHS)
+    q, k, v = make_inputs(layout.num_tokens, head_dim, dtype=dtype)
+    mask = make_random_mask(layout, num_heads=2)
+    result = attend(q, k, v, mask, compensation=compensation)  # type: ignore[arg-type]
+    expected = attend_in_float64(q, k, v, mask, compensation=compensation)
+    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert float((result.lse_TH.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
+
+
+def test_stand_ins_are_keys_of_their_own_to_torch() -> None:
+    """torch's attention over [tokens, means] with a float mask knows nothing of blocks."""
+    layout = plan_blocks([517])
+    q, k, v = make_inputs(517, 64)
+    mask = make_random_mask(layout, num_heads=2, seed=3)
+    padding = -517 % CELL
+    counts = torch.full((-(-517 // CELL),), float(CELL))
+    counts[-1] -= padding
+    key_means, value_means = (
+        F.pad(x, (0, 0, 0, 0, 0, padding)).unflatten(0, (-1, CELL)).sum(1) / counts[:, None, None] for x in (k, v)
+    )
+    keep = mask.keep_of(layout.segments[0]).repeat_interleave(QUERY_BLOCK, 1)[:, :517]
+    tokens = torch.where(keep.repeat_interleave(KEY_BLOCK, 2)[..., :517], 0.0, -math.inf)
+    cells = torch.where(keep.repeat_interleave(CELLS_PER_BLOCK, 2)[..., : len(counts)], -math.inf, counts.log())
+    expected = F.scaled_dot_product_attention(
+        q.transpose(0, 1),
+        torch.cat([k, key_means]).transpose(0, 1),
+        torch.cat([v, value_means]).transpose(0, 1),
+        attn_mask=torch.cat([tokens, cells], 2),
+    )
+    result = attend(q, k, v, mask, compensation="means")
+    torch.testing.assert_close(result.out_THD, expected.transpose(0, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
+def test_everything_kept_is_dense_attention(dtype: torch.dtype, num_tokens: int) -> None:
+    q, k, v = make_inputs(num_tokens, 32, dtype=dtype)
+    result = attend(q, k, v, mask_all(plan_blocks([num_tokens])), correction_step=16)
+    dense = F.scaled_dot_product_attention(*(x.transpose(0, 1).double() for x in (q, k, v))).transpose(0, 1)
+    budget = attend_in_float64(q, k, v, mask_all(plan_blocks([num_tokens]))).out_budget
+    assert float((result.out_THD.double() - dense).abs().max()) <= budget
+    assert result.error is not None
+    assert float(result.error.before_S.max()) <= 32 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbours_and_order_do_not_matter(dtype: torch.dtype) -> None:
+    lengths = [517, 1, 127, 300]
+    layout = plan_blocks(lengths)
+    q, k, v = make_inputs(layout.num_tokens, 32, dtype=dtype)
+    mask = make_random_mask(layout, num_heads=2)
+    together = attend(q, k, v, mask, correction_step=32)
+    for number, segment in enumerate(layout.segments):
+        own = [x[segment.tokens] for x in (q, k, v)]
+        alone = attend(*own, take_segment(mask, number), correction_step=32)
+        assert torch.equal(together.out_THD[segment.tokens], alone.out_THD)
+        assert torch.equal(together.lse_TH[segment.tokens], alone.lse_TH)
+    order = [2, 0, 3, 1]
+    tokens = torch.cat([torch.arange(s.token_start, s.token_start + s.num_tokens) for s in layout.segments])
+    tokens = torch.cat([tokens[layout.segments[i].tokens] for i in order])
+    pairs = torch.cat([mask.keep_HP[:, layout.segments[i].pairs] for i in order], 1)
+    shuffled = attend(
+        q[tokens], k[tokens], v[tokens], make_mask(plan_blocks([lengths[i] for i in order]), pairs), correction_step=32
+    )
+    assert torch.equal(shuffled.out_THD, together.out_THD[tokens])
+
+
+def test_what_others_hold_is_never_read() -> None:
+    layout = plan_blocks([130, 200, 70])
+    q, k, v = make_inputs(layout.num_tokens, 32)
+    mask = make_random_mask(layout, num_heads=2)
+    middle = layout.segments[1].tokens
+    clean = attend(q, k, v, mask, correction_step=16).out_THD[middle]
+    for x in (q, k, v):
+        x[: middle.start] = math.nan
+        x[middle.stop :] = math.nan
+    assert torch.equal(attend(q, k, v, mask, correction_step=16).out_THD[middle], clean)
+
+
+@pytest.mark.parametrize("window", [2, 16, 128, 2000])
+def test_window(window: int) -> None:
+    layout = plan_blocks(ODD_LENGTHS)
+    q, k, v = make_inputs(layout.num_tokens, 64)
+    mask = mask_window(layout, window=window)
+    expected = attend_in_float64(q, k, v, mask)
+    result = attend(q, k, v, mask, correction_step=16)
+    assert result.error is None
+    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    if window >= 2 * 517:
+        dense = attend(q, k, v, mask_all(layout), compensation="none")
+        torch.testing.assert_close(dense.out_THD, result.out_THD, atol=1e-6, rtol=1e-5)
+
+
+def test_window_keeps_no_block_that_it_does_not_touch() -> None:
+    layout = plan_blocks([1000])
+    keep = mask_window(layout, window=128).keep_of(layout.segments[0])[0]
+    place = torch.arange(1000)
+    touched = (place[:, None] - place[None, :]).abs() <= 64
+    for row in range(keep.shape[0]):
+        queries = slice(row * QUERY_BLOCK, (row + 1) * QUERY_BLOCK)
+        for block in range(keep.shape[1]):
+            keys = slice(block * KEY_BLOCK, (block + 1) * KEY_BLOCK)
+            assert bool(keep[row, block]) == bool(touched[queries, keys].any())
+
+
+@pytest.mark.parametrize("factor", [1e-4, 30.0])
+def test_extreme_logits(factor: float) -> None:
+    """Logits of some thousands leave one key; those near zero a plain mean."""
+    layout = plan_blocks([300])
+    q, k, v = make_inputs(300, 32)
+    mask = make_random_mask(layout, num_heads=2)
+    result = attend(q * factor, k * factor, v, mask, compensation="means")
+    expected = attend_in_float64(q * factor, k * factor, v, mask, compensation="means")
+    assert bool(result.out_THD.isfinite().all())
+    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+
+
+def test_large_float16_values_do_not_overflow_the_slope() -> None:
+    _, k, _ = make_inputs(2000, 32, dtype=torch.float16)
+    v = 200.0 * k.sign()
+    cells = summarise_cells(k, v, plan_blocks([2000]), scale=1.0, with_slope=True)
+    assert cells.slopes_NHDD is not None
+    assert bool(cells.slopes_NHDD.isfinite().all())
+    assert float(cells.slopes_NHDD.abs().max()) > 65504 / 2000
+
+
+@pytest.mark.parametrize("step", [16, 32, 64])
+@pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
+def test_sampled_tokens_are_exact_after_the_correction(step: int, num_tokens: int) -> None:
+    layout = plan_blocks([num_tokens])
+    q, k, v = make_inputs(num_tokens, 32)
+    sparse = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.1), compensation="none").out_THD
+    corrected = sparse.clone()
+    error = correct_rows(corrected, q, k, v, layout, step=step, scale=32**-0.5)
+    dense = F.scaled_dot_product_attention(*(x.transpose(0, 1).double() for x in (q, k, v))).transpose(0, 1)
+    sampled = sample_tokens(layout.segments[0], step)
+    assert len(sampled) == -(-num_tokens // step) == len(error.before_S)
+    assert float((corrected[sampled].double() - dense[sampled]).abs().max()) < 1e-5
+    for number, token in enumerate(sampled.tolist()):
+        group = slice(number * step, min((number + 1) * step, num_tokens))
+        assert group.start <= token < group.stop
+        delta = dense[token] - sparse[token]
+        torch.testing.assert_close(corrected[group].double(), sparse[group].double() + delta, atol=1e-5, rtol=1e-5)
+        norm = float(delta.norm() / dense[token].norm())
+        assert float(error.before_S[number]) == pytest.approx(norm, abs=1e-5)
+
+
+def test_error_is_summarised_by_segment() -> None:
+    layout = plan_blocks([2000, 1, 600])
+    q, k, v = make_inputs(layout.num_tokens, 32)
+    result = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.2), correction_step=16)
+    assert result.error is not None
+    assert result.error.bounds == (0, 125, 126, 164)
+    means, tails = result.error.summarise()
+    first = result.error.after_S[:125]
+    assert float(means[0]) == pytest.approx(float(first.mean()))
+    assert int((first <= tails[0]).sum()) == 124
+    assert float(means[1]) < 1e-6
+    assert float(result.error.before_S.mean()) > 0
+
+
+def test_each_ingredient_brings_the_result_closer() -> None:
+    layout = plan_blocks([2000])
+    q, k, v = make_inputs(2000, 32)
+    # Neighbours that ask for nearly the same are what the correction lives on.
+    q = q[::16].repeat_interleave(16, dim=0)[:2000] + 0.1 * q
+    mask = make_random_mask(layout, num_heads=2, share=0.25)
+    dense = attend(q, k, v, mask_all(layout)).out_THD
+    errors = [
+        float((attend(q, k, v, mask, compensation=c, correction_step=step).out_THD - dense).norm() / dense.norm())
+        for c, step in (("none", None), ("means", None), ("slope", None), ("slope", 16))
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((9, 2, 32), torch.float32, "tokens"),
+        ((10, 2, 40), torch.float32, "head dim"),
+        ((10, 2, 32), torch.float64, "dtype"),
+        ((10, 3, 32), torch.float32, "heads"),
+        ((10, 64), torch.float32, "shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(shape: tuple[int, ...], dtype: torch.dtype, message: str) -> None:
+    mask = make_random_mask(plan_blocks([10]), num_heads=2)
+    x = torch.zeros(shape, dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        attend(x, x, x, mask)
+
+
+@pytest.mark.parametrize("lengths", [[], [3, 0]])
+def test_empty_segments_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        plan_blocks(lengths)
