@@ -1,19 +1,24 @@
 """The vocabulary of the tables: Arrow schemas, granularities, kinds and the row key.
 
-Two tables make a store. ``features`` has one row per span (a sentence, paragraph, topic or document), ``documents`` one
-row per document with its text, so that another model can be built without asking the source again.
+Three tables make a store. ``features`` has one row per span (a sentence, paragraph, topic or document), ``documents``
+one row per document with its text, so that another model can be built without asking the source again, and
+``source_state`` one row per document with what its source said of it when it was last read. TABLES lists them.
 
-The schema's number is stored with the tables; a store of another number is refused, never guessed at.
+The schema's number is stored with the tables; a store of another number is refused, never guessed at. ``lodestream
+migrate`` brings an older one up to date.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Granularity = Literal["sentence", "paragraph", "topic", "document"]
 GRANULARITIES: Final[tuple[Granularity, ...]] = ("sentence", "paragraph", "topic", "document")
@@ -92,6 +97,62 @@ DOCUMENTS_SCHEMA: Final = pa.schema(
 )
 """Schema of the table ``documents``. A row with a ``quarantine_reason`` failed in its last run: its text and its
 features, if any, are those of the last version that worked, and ``content_hash`` is that of the bytes that failed."""
+
+
+SOURCE_STATE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=True),
+        pa.field("mtime_ns", pa.int64(), nullable=True),
+        pa.field("ctime_ns", pa.int64(), nullable=True),
+        pa.field("object_id", pa.string(), nullable=True),
+        pa.field("source_version", pa.string(), nullable=False),
+        pa.field("content_hash", pa.binary(CONTENT_HASH_BYTES), nullable=False),
+        pa.field("first_seen_at", TIMESTAMP, nullable=False),
+        pa.field("stated_at", TIMESTAMP, nullable=False),
+        pa.field("quarantine_reason", pa.string(), nullable=True),
+        pa.field("quarantine_attempts", pa.int32(), nullable=False),
+        pa.field("first_failed_at", TIMESTAMP, nullable=True),
+        pa.field("retry_at", TIMESTAMP, nullable=True),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+"""Schema of the table ``source_state``: what a source said of a document when a run last looked at it.
+
+``size_bytes, mtime_ns, ctime_ns``  as the source states them; null where it has no such thing
+``object_id``      device and inode of a file, e-tag of an object; null where there is none
+``source_version`` version of the document at its source
+``content_hash``   of the bytes that were read, also of bytes that failed
+``first_seen_at``  when a run first saw the document
+``stated_at``      time of the listing that gave these values: one soon after ``mtime_ns`` proves nothing
+``quarantine_reason``  why the document cannot be used; null where it can
+``quarantine_attempts, first_failed_at, retry_at``  failures in a row (0: none), the first one, when to try again
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableKind:
+    """What the store must know of one of its tables. Each has a column ``doc_id``: a document's rows change together.
+
+    ``make_schema``  its schema in a store of vectors of a width
+    ``key``          the column whose values come once
+    ``indexed``      the columns that are looked up
+    """
+
+    make_schema: Callable[[int], pa.Schema]
+    key: str
+    indexed: tuple[str, ...]
+
+
+TABLES: Final[Mapping[str, TableKind]] = MappingProxyType(
+    {
+        "features": TableKind(make_schema=features_schema, key="key", indexed=("key", "doc_id", "fingerprint")),
+        "documents": TableKind(make_schema=lambda _: DOCUMENTS_SCHEMA, key="doc_id", indexed=("doc_id",)),
+        "source_state": TableKind(make_schema=lambda _: SOURCE_STATE_SCHEMA, key="doc_id", indexed=("doc_id",)),
+    }
+)
+"""The tables of a store, in the order in which a chunk is committed to them. All are published together."""
 
 
 def row_key(source: str, doc_id: str, granularity: str, ordinal: int) -> bytes:

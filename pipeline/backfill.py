@@ -28,6 +28,7 @@ from lodestream.pipeline.session import make_featurizer, read_published, set_thr
 from lodestream.pipeline.sources.files import FileEntry, list_files
 from lodestream.pipeline.stages import CHANGED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
 from lodestream.schema import DOCUMENTS_SCHEMA
+from lodestream.storage.migration import derive_states
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
 
 
@@ -248,7 +249,7 @@ class _RunWork:
     def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: _Meter) -> None:
         output = executor.run_chunk(chunk, self._indexes(), run_id=self._report.run_id, on_progress=meter.advance)
         started = time.perf_counter()
-        self._write(output)
+        self._write(output, {read.entry.doc_id: read.entry for read in chunk})
         output.counts.clock("write", started)
         self._report.counts.add(output.counts)
         tally = self._report.num_by_status
@@ -267,7 +268,7 @@ class _RunWork:
         published = [self._published] if self._published is not None else []
         return [self._transaction.base, *published]
 
-    def _write(self, output: StageOutput) -> None:
+    def _write(self, output: StageOutput, entries: Mapping[str, FileEntry]) -> None:
         if not output.documents.num_rows and not output.quarantined.num_rows:
             return
         kept = [self._quarantine_row(row) for row in output.quarantined.to_pylist()]
@@ -277,7 +278,18 @@ class _RunWork:
             documents=documents,
             deleted_doc_ids=(),
             keep_features_of=[row["doc_id"] for row in kept],
+            source_state=self._state_rows(documents, entries),
         )
+
+    def _state_rows(self, documents: pa.Table, entries: Mapping[str, FileEntry]) -> pa.Table:
+        """What the listing said of the documents of a chunk."""
+        columns = ("doc_id", "source", "source_version", "content_hash", "quarantine_reason", "updated_at")
+        derived = derive_states(documents.select(columns), run_id=self._report.run_id)
+        listed = [entries[doc_id] for doc_id in documents["doc_id"].to_pylist()]
+        for name in ("size_bytes", "mtime_ns"):
+            values = pa.array([getattr(entry, name) for entry in listed], pa.int64())
+            derived = derived.set_column(derived.column_names.index(name), derived.schema.field(name), values)
+        return derived
 
     def _quarantine_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The document's row with the reason; text and counts of the last version that worked stay."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import StoreError
-from lodestream.schema import DOCUMENTS_SCHEMA, FINGERPRINT_BYTES, GRANULARITIES, features_schema
+from lodestream.schema import FINGERPRINT_BYTES, GRANULARITIES, TABLES
 from lodestream.storage.snapshot import SnapshotRecord
 from lodestream.storage.table import Table
 
@@ -53,12 +53,13 @@ class Snapshot:
     transaction's working state (``published_at`` is None) at least until that transaction ends.
     """
 
-    def __init__(self, root: Path, dim: int, record: SnapshotRecord, tables: tuple[Table, Table] | None = None) -> None:
-        """Open the tables that ``record`` names, or take ``tables`` (features, documents), which are those."""
+    def __init__(self, root: Path, dim: int, record: SnapshotRecord, tables: Mapping[str, Table] | None = None) -> None:
+        """Open the tables that ``record`` names, or take ``tables``, which are those."""
         self._root = root
         self._record = record
         self.dim = dim
-        self._features, self._documents = tables or open_tables(root, dim, record.tables)
+        self._tables = dict(tables) if tables is not None else open_tables(root, dim, record.tables)
+        self._features, self._documents = self._tables["features"], self._tables["documents"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._root, self.dim, self._record)
@@ -92,6 +93,10 @@ class Snapshot:
     def tables(self) -> dict[str, int]:
         """Version of each table."""
         return dict(self._record.tables)
+
+    def open_table(self, name: str) -> Table:
+        """Return a table (a name of schema.TABLES) at the snapshot's version."""
+        return self._tables[name]
 
     def scan_features(
         self,
@@ -144,6 +149,14 @@ class Snapshot:
         """
         return self._documents.read(STATE_COLUMNS)
 
+    def source_states(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of ``source_state``, in no promised order; ``columns`` None reads all of them.
+
+        Cost: about 200 bytes of memory a document.
+        """
+        table = self._tables["source_state"]
+        return table.read(table.schema.names if columns is None else columns)
+
     def find_segments(self, fingerprints: Sequence[bytes]) -> pa.Table:
         """Return the sentence and paragraph rows that carry one of the fingerprints.
 
@@ -173,17 +186,18 @@ class Snapshot:
         return self._documents.count()
 
 
-def open_tables(root: Path, dim: int, versions: dict[str, int]) -> tuple[Table, Table]:
-    """Open the tables ``features`` and ``documents`` of a store at the given versions.
+def open_tables(root: Path, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
+    """Open the tables of a store at the given versions.
 
     Raises:
         StoreCorrupt: one of them is gone.
     """
-    if set(versions) != {"features", "documents"}:
+    if set(versions) != set(TABLES):
         raise StoreError(f"the store names the tables {sorted(versions)}", "pip install --upgrade lodestream")
-    features = Table.open(locate_table(root, "features"), features_schema(dim), version=versions["features"])
-    documents = Table.open(locate_table(root, "documents"), DOCUMENTS_SCHEMA, version=versions["documents"])
-    return features, documents
+    return {
+        name: Table.open(locate_table(root, name), kind.make_schema(dim), version=versions[name])
+        for name, kind in TABLES.items()
+    }
 
 
 def locate_table(root: Path, name: str) -> Path:

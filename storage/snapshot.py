@@ -19,9 +19,10 @@ from lodestream.storage.register import LocalRegister, Record, Version
 RECORD_FORMAT: Final = 1
 """Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
 
-_ENCODED_CHARS: Final = '\\{}^%`[]"<>~#|*?'
+OLDEST_SCHEMA_VERSION: Final = 1
+"""Tables of this schema version and later ones can be migrated."""
 
-TABLES: Final = ("features", "documents")
+_ENCODED_CHARS: Final = '\\{}^%`[]"<>~#|*?'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +173,11 @@ def _require_plain(path: Path) -> Path:
             "set store.uri to a folder whose whole path is plain ASCII without any of " + " ".join(_ENCODED_CHARS),
         )
     return path
+
+
+def name_tag(sequence: int) -> str:
+    """Return the name of the tag that protects a published snapshot's tables."""
+    return f"snapshot-{sequence}"
 
 
 def make_nonce() -> str:

@@ -13,6 +13,7 @@ STEPS: Final = (
     "chunk.files_written",
     "chunk.features_committed",
     "chunk.documents_committed",
+    "chunk.source_state_committed",
     "chunk.synced",
     "chunk.staged",
     "publish.compacted",

@@ -1,8 +1,9 @@
 """The feature store: a folder with the tables and the pointer that says which of their versions are published.
 
-<store>/features.lance   one row per span, with its vector
-<store>/documents.lance  one row per document, with its text
-<store>/pointer/         the published pointer, as numbered records
+<store>/features.lance      one row per span, with its vector
+<store>/documents.lance     one row per document, with its text
+<store>/source_state.lance  one row per document, with what its source said of it
+<store>/pointer/            the published pointer, as numbered records
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, StoreSchemaMismatch
-from lodestream.schema import DOCUMENTS_SCHEMA, SCHEMA_VERSION, features_schema
+from lodestream.schema import SCHEMA_VERSION, TABLES
 from lodestream.storage.durability import make_folder, sync_new_files
 from lodestream.storage.reader import Snapshot, locate_table
-from lodestream.storage.snapshot import PointerRecord, make_nonce, open_register, read_pointer, resolve_uri
+from lodestream.storage.snapshot import (
+    OLDEST_SCHEMA_VERSION,
+    PointerRecord,
+    make_nonce,
+    open_register,
+    read_pointer,
+    resolve_uri,
+)
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import RunIdentity, Transaction
 
@@ -112,8 +120,7 @@ class FeatureStore:
 
 def _create(root: Path, dim: int) -> None:
     make_folder(root)
-    schemas = {"features": features_schema(dim), "documents": DOCUMENTS_SCHEMA}
-    tables = {name: Table.create(locate_table(root, name), schema) for name, schema in schemas.items()}
+    tables = {name: Table.create(locate_table(root, name), kind.make_schema(dim)) for name, kind in TABLES.items()}
     for table in tables.values():
         sync_new_files(table.path, frozenset())
     pointer = PointerRecord(
@@ -133,7 +140,9 @@ def _create(root: Path, dim: int) -> None:
 def _require_schema(root: Path, pointer: PointerRecord) -> None:
     if pointer.schema_version == SCHEMA_VERSION:
         return
-    advice = "set store.uri to a new folder and run: lodestream run"
+    advice = "lodestream migrate"
+    if pointer.schema_version < OLDEST_SCHEMA_VERSION:
+        advice = "set store.uri to a new folder and run: lodestream run"
     if pointer.schema_version > SCHEMA_VERSION:
         advice = "pip install --upgrade lodestream"
     raise StoreSchemaMismatch(

@@ -8,7 +8,7 @@ publishing: tidy the tables, tag, flush, swing the pointer, clean up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, StoreError
+from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
 from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.reader import Snapshot, open_tables
 from lodestream.storage.register import CasRegister, Version
-from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork
+from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork, name_tag
 from lodestream.storage.table import Table, conform_rows
 
 RETAINED_SNAPSHOTS: Final = 10
-INDEXED_COLUMNS: Final = {"features": ("key", "doc_id", "fingerprint"), "documents": ("doc_id",)}
 
 _LOOKUP_IDS: Final = 1000
 _LOG = logging.getLogger(__name__)
@@ -98,35 +98,35 @@ class Transaction:
         documents: pa.Table,
         deleted_doc_ids: Sequence[str],
         keep_features_of: Sequence[str] = (),
+        source_state: pa.Table | None = None,
     ) -> None:
         """Stage some documents: each gets exactly the rows given here.
 
         Args:
             features: rows of the documents in ``documents``; their earlier rows vanish, also those with no successor.
             documents: one row a document.
-            deleted_doc_ids: documents that vanish from both tables.
+            deleted_doc_ids: documents that vanish from all tables.
             keep_features_of: documents of ``documents`` whose earlier feature rows stay (quarantined, or only moved);
                 ``features`` has none of them.
+            source_state: one row for each document whose source said something new, whether it is in ``documents`` or
+                not; the others keep theirs.
 
         Raises:
-            ValueError: the three contradict each other, or a key comes twice.
+            ValueError: they contradict each other, or a key comes twice.
             FencedError, CommitConflict: another writer took over.
             StoreUnwritable: no rights or no room. Staged chunks stay.
         """
         self._require_open()
-        features = conform_rows(features, self._tables["features"].schema)
-        documents = conform_rows(documents, self._tables["documents"].schema)
-        _check_chunk(features, documents, deleted_doc_ids, keep_features_of)
-        changed = pa.concat_arrays([*documents["doc_id"].chunks, pa.array(deleted_doc_ids, pa.string())])
-        stored = _select_stored(self._tables["documents"], changed)
-        kept = pa.array(keep_features_of, pa.string())
-        refeatured = stored.filter(pc.invert(pc.is_in(stored, value_set=kept)))
+        states = SOURCE_STATE_SCHEMA.empty_table() if source_state is None else source_state
+        given = {"features": features, "documents": documents, "source_state": states}
+        rows = {name: conform_rows(given[name], self._tables[name].schema) for name in TABLES}
+        _check_chunk(rows, deleted_doc_ids, keep_features_of)
+        removed = self._select_removed(rows, deleted_doc_ids, keep_features_of)
         before = self._versions()
-        # The tables are kept in step by the pointer alone: a kill between the two commits leaves both unstaged.
-        self._tables["features"] = self._tables["features"].replace_documents(refeatured, features)
-        steps.reach("chunk.features_committed")
-        self._tables["documents"] = self._tables["documents"].replace_documents(stored, documents)
-        steps.reach("chunk.documents_committed")
+        # The tables are kept in step by the pointer alone: a kill between two commits leaves all of them unstaged.
+        for name in TABLES:
+            self._tables[name] = self._tables[name].replace_documents(removed[name], rows[name])
+            steps.reach(f"chunk.{name}_committed")
         if self._versions() == before:
             return
         self._sync()
@@ -194,12 +194,23 @@ class Transaction:
             return None
 
     def _open_versions(self, versions: dict[str, int]) -> dict[str, Table]:
-        features, documents = open_tables(self._root, self._pointer.dim, versions)
-        return {"features": features, "documents": documents}
+        return open_tables(self._root, self._pointer.dim, versions)
 
     def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
-        tables = (self._tables["features"], self._tables["documents"])
-        return Snapshot(self._root, self._pointer.dim, record, tables)
+        return Snapshot(self._root, self._pointer.dim, record, self._tables)
+
+    def _select_removed(
+        self, rows: Mapping[str, pa.Table], deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]
+    ) -> dict[str, pa.Array]:
+        """Return for each table the documents whose rows there are replaced or vanish."""
+        deleted = pa.array(deleted_doc_ids, pa.string())
+        stored = {
+            name: _select_stored(self._tables[name], pa.concat_arrays([*rows[name]["doc_id"].chunks, deleted]))
+            for name in ("documents", "source_state")
+        }
+        kept = pa.array(keep_features_of, pa.string())
+        documents = stored["documents"]
+        return stored | {"features": documents.filter(pc.invert(pc.is_in(documents, value_set=kept)))}
 
     def _versions(self) -> dict[str, int]:
         return {name: table.version for name, table in self._tables.items()}
@@ -219,10 +230,10 @@ class Transaction:
 
     def _prepare_snapshot(self, now: datetime) -> SnapshotRecord:
         sequence = self._pointer.sequence + 1
-        tag = _name_tag(sequence)
+        tag = name_tag(sequence)
         for name, table in self._tables.items():
             is_changed = table.version != self._pointer.tables[name]
-            tidied = table.tidy(INDEXED_COLUMNS[name]) if is_changed else table
+            tidied = table.tidy(TABLES[name].indexed) if is_changed else table
             tidied.tag(tag)
             self._tables[name] = tidied
             # The tag may be there from a run that was killed before it published: flush it again in any case.
@@ -267,7 +278,7 @@ class Transaction:
         )
 
     def _clean_up(self) -> None:
-        kept = {_name_tag(record.sequence) for record in self._pointer.history}
+        kept = {name_tag(record.sequence) for record in self._pointer.history}
         for table in self._tables.values():
             try:
                 table.clean_up(kept)
@@ -279,32 +290,25 @@ class Transaction:
             raise ValueError("the transaction has ended: begin another one")
 
 
-def _name_tag(sequence: int) -> str:
-    return f"snapshot-{sequence}"
-
-
-def _select_stored(documents: Table, doc_ids: pa.Array) -> pa.Array:
+def _select_stored(table: Table, doc_ids: pa.Array) -> pa.Array:
     """Return those of ``doc_ids`` that have a row: for the others there is nothing to replace, appending is enough."""
     found = [pa.array([], pa.string())]
-    if documents.count():
+    if table.count():
         for start in range(0, len(doc_ids), _LOOKUP_IDS):
             where = pc.field("doc_id").isin(doc_ids.slice(start, _LOOKUP_IDS))
-            found += documents.read(["doc_id"], where=where)["doc_id"].chunks
+            found += table.read(["doc_id"], where=where)["doc_id"].chunks
     return pa.concat_arrays(found)
 
 
-def _check_chunk(
-    features: pa.Table, documents: pa.Table, deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]
-) -> None:
-    doc_ids = set(documents["doc_id"].to_pylist())
-    if len(doc_ids) != documents.num_rows:
-        raise ValueError("a document comes twice in one chunk")
-    if doc_ids & set(deleted_doc_ids):
+def _check_chunk(rows: Mapping[str, pa.Table], deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]) -> None:
+    for name, kind in TABLES.items():
+        if pc.count_distinct(rows[name][kind.key]).as_py() != rows[name].num_rows:
+            raise ValueError(f"a {kind.key} comes twice in one chunk of {name}")
+    doc_ids = set(rows["documents"]["doc_id"].to_pylist())
+    if (doc_ids | set(rows["source_state"]["doc_id"].to_pylist())) & set(deleted_doc_ids):
         raise ValueError("a document is both written and deleted in one chunk")
     kept = set(keep_features_of)
     if kept - doc_ids:
         raise ValueError("keep_features_of names documents that are not in the chunk")
-    if set(pc.unique(features["doc_id"]).to_pylist()) - (doc_ids - kept):
+    if set(pc.unique(rows["features"]["doc_id"]).to_pylist()) - (doc_ids - kept):
         raise ValueError("features has rows of documents that are not replaced in this chunk")
-    if pc.count_distinct(features["key"]).as_py() != features.num_rows:
-        raise ValueError("a key comes twice in one chunk")

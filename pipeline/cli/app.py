@@ -24,6 +24,7 @@ from lodestream.pipeline.cli.options import (
     note_flags,
     open_library,
 )
+from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.process import set_process_defaults
 
 INTERRUPTED = 130
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+add_store_verbs(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -325,3 +325,16 @@ def test_quarantined_document_keeps_its_last_features_until_it_is_mended(workspa
     assert tally(mended) == {"seen": 12, "same": 11, "changed": 1}
     assert encoded(mended) == 0
     assert (workspace.open_snapshot().get_document(name) or {})["quarantine_reason"] is None
+
+
+def test_source_state_says_what_was_listed(workspace: Workspace) -> None:
+    workspace.write(NAMES[0], b"\xff\xff broken")
+    workspace.run()
+    states = {row["doc_id"]: row for row in workspace.open_snapshot().source_states().to_pylist()}
+    for name in NAMES:
+        info = (workspace.docs / name).stat()
+        assert (states[name]["size_bytes"], states[name]["mtime_ns"]) == (info.st_size, info.st_mtime_ns)
+        assert (states[name]["quarantine_reason"] is None) == (name != NAMES[0])
+    (workspace.docs / NAMES[1]).unlink()
+    workspace.run()
+    assert NAMES[1] not in workspace.open_snapshot().source_states(["doc_id"])["doc_id"].to_pylist()

@@ -19,6 +19,7 @@ from lodestream.schema import (
     row_key,
 )
 from lodestream.storage.codec import encode_rows
+from lodestream.storage.migration import derive_states
 from lodestream.storage.reader import Snapshot
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.transaction import Transaction
@@ -91,6 +92,17 @@ def make_documents(
     return pa.Table.from_pylist(rows, schema=DOCUMENTS_SCHEMA)
 
 
+def make_states(
+    contents: Mapping[str, Sequence[str]], *, run_id: str = "run", size_bytes: int | None = None
+) -> pa.Table:
+    """One row of ``source_state`` a document; the size is that of its texts unless given."""
+    documents = make_documents(contents, run_id=run_id)
+    sizes = [len(text) if size_bytes is None else size_bytes for text in documents["text"].to_pylist()]
+    states = derive_states(documents, run_id=run_id)
+    column = states.schema.get_field_index("size_bytes")
+    return states.set_column(column, states.schema.field(column), pa.array(sizes, pa.int64()))
+
+
 def begin(store: FeatureStore, *, run_id: str = "run", feature_version: str = "f1") -> Transaction:
     """Begin a transaction of feature version ``f1``."""
     return store.begin(run_id=run_id, kind="backfill", feature_version=feature_version, recipe={"model": "toy"})
@@ -104,6 +116,7 @@ def write(
         features=make_features(contents, run_id=run_id),
         documents=make_documents(contents, run_id=run_id),
         deleted_doc_ids=deleted,
+        source_state=make_states(contents, run_id=run_id),
     )
 
 
@@ -115,8 +128,11 @@ def publish(store: FeatureStore, contents: Mapping[str, Sequence[str]], *, delet
 
 
 def read_contents(snapshot: Snapshot) -> dict[str, list[str]]:
-    """The texts of all documents; fails unless the feature rows are exactly those that belong to the texts."""
-    contents = {row["doc_id"]: row["text"].split() for row in read_rows(snapshot, "documents")}
+    """The texts of all documents; fails unless the rows of the other tables are exactly those that belong to them."""
+    documents = read_rows(snapshot, "documents")
+    contents = {row["doc_id"]: row["text"].split() for row in documents}
+    states = {row["doc_id"]: row["size_bytes"] for row in read_rows(snapshot, "source_state")}
+    assert states == {row["doc_id"]: len(row["text"]) for row in documents}, "source_state is of another state"
     wanted = {row["key"]: row for row in make_features(contents, dim=snapshot.dim).to_pylist()}
     found = read_rows(snapshot, "features")
     assert len(found) == len({row["key"] for row in found}), "a key comes twice"
@@ -128,7 +144,7 @@ def read_contents(snapshot: Snapshot) -> dict[str, list[str]]:
 
 def read_rows(snapshot: Snapshot, table: str) -> list[dict[str, Any]]:
     """All rows of a table, past the indexes."""
-    source = snapshot._features if table == "features" else snapshot._documents
+    source = snapshot.open_table(table)
     rows: list[dict[str, Any]] = source.read(source.schema.names, with_index=False).to_pylist()
     return rows
 

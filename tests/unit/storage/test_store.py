@@ -12,6 +12,7 @@ from lodestream.errors import (
     ConfigError,
     NotFoundError,
     StoreCorrupt,
+    StoreError,
     StoreNotFound,
     StoreSchemaMismatch,
     StoreUnwritable,
@@ -83,7 +84,8 @@ def test_other_width(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [(SCHEMA_VERSION + 1, "pip install"), (SCHEMA_VERSION - 1, "store.uri")]
+    ("version", "advice"),
+    [(SCHEMA_VERSION + 1, "pip install"), (SCHEMA_VERSION - 1, "lodestream migrate"), (0, "store.uri")],
 )
 def test_other_schema_version(store: FeatureStore, version: int, advice: str) -> None:
     change_pointer(store, schema_version=version)
@@ -120,10 +122,17 @@ def test_torn_pointer(store: FeatureStore) -> None:
         FeatureStore.open(str(store.root))
 
 
-def test_unknown_table_in_pointer(store: FeatureStore) -> None:
-    publish(store, {"a": ["1"]})
-    change_pointer(store, tables={"features": 1, "documents": 99})
+def test_missing_version_in_pointer(store: FeatureStore) -> None:
+    tables = publish(store, {"a": ["1"]}).tables
+    change_pointer(store, tables=tables | {"documents": 99})
     with pytest.raises(StoreCorrupt, match="documents"):
+        begin(store)
+
+
+def test_unknown_table_in_pointer(store: FeatureStore) -> None:
+    tables = publish(store, {"a": ["1"]}).tables
+    change_pointer(store, tables=tables | {"later": 1})
+    with pytest.raises(StoreError, match="pip install --upgrade"):
         begin(store)
 
 

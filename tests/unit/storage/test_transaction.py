@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError
+from lodestream.schema import SOURCE_STATE_SCHEMA
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.register import LocalRegister
 from lodestream.storage.store import FeatureStore
@@ -20,6 +21,7 @@ from tests.support.store_rows import (
     begin,
     make_documents,
     make_features,
+    make_states,
     publish,
     read_contents,
     read_rows,
@@ -95,6 +97,24 @@ def test_quarantined_document_keeps_its_features(store: FeatureStore) -> None:
     document = snapshot.get_document("a")
     assert document is not None and document["quarantine_reason"] == "torn"
     assert read_contents(snapshot) == {"a": ["1", "2"], "b": ["4"]}
+
+
+def test_source_state_alone(store: FeatureStore) -> None:
+    """A document that was touched, or that never could be used, changes its state and nothing else."""
+    before = publish(store, {"a": ["1"], "b": ["2"]})
+    transaction = begin(store)
+    states = pa.concat_tables([make_states({"a": ["1"]}, size_bytes=99), make_states({"broken": []}, size_bytes=7)])
+    transaction.write_chunk(
+        features=make_features({}), documents=make_documents({}), deleted_doc_ids=[], source_state=states
+    )
+    snapshot = transaction.publish(checkpoint={}, run={})
+    found = snapshot.source_states(["doc_id", "size_bytes"]).to_pylist()
+    assert {row["doc_id"]: row["size_bytes"] for row in found} == {"a": 99, "b": 1, "broken": 7}
+    assert {name: snapshot.tables[name] for name in ("features", "documents")} == {
+        name: before.tables[name] for name in ("features", "documents")
+    }
+    assert before.source_states().schema.equals(SOURCE_STATE_SCHEMA) and before.source_states().num_rows == 2
+    assert publish(store, {}, deleted=["broken"]).source_states(["doc_id"]).num_rows == 2
 
 
 def test_pointer_after_publishing(store: FeatureStore) -> None:
@@ -273,7 +293,9 @@ def test_failed_cleanup_does_not_fail_the_run(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"documents": make_documents({"a": ["1"]}).take([0, 0])}, "a document comes twice"),
+        ({"documents": make_documents({"a": ["1"]}).take([0, 0])}, "a doc_id comes twice"),
+        ({"source_state": make_states({"b": ["1"]}).take([0, 0])}, "a doc_id comes twice"),
+        ({"source_state": make_states({"b": ["1"]}), "deleted_doc_ids": ["b"]}, "both written and deleted"),
         ({"deleted_doc_ids": ["a"]}, "both written and deleted"),
         ({"keep_features_of": ["b"]}, "not in the chunk"),
         ({"keep_features_of": ["a"]}, "not replaced"),
