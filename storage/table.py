@@ -30,6 +30,8 @@ RETAINED_AGE: Final = timedelta(hours=1)
 _MAX_ATTEMPTS: Final = 3
 _IO_BUFFER_BYTES: Final = 64 << 20  # Lance's own default is 2 GiB a scan
 _CACHE_BYTES: Final = 256 << 20
+_ZSTD: Final = {"lance-encoding:compression": "zstd"}
+_REPETITIVE: Final = ("ordinal", "parent", "computed_at")
 # Lance names ReserveFragments, which compaction commits first, by the base class.
 _CONTENT_KEEPING: Final = (LanceOperation.Rewrite, LanceOperation.CreateIndex)
 
@@ -60,7 +62,10 @@ class Table:
                     )
                 return table
             dataset = lance.write_dataset(
-                schema.empty_table(), str(path), data_storage_version=FILE_FORMAT, enable_stable_row_ids=True
+                compress_fields(schema).empty_table(),
+                str(path),
+                data_storage_version=FILE_FORMAT,
+                enable_stable_row_ids=True,
             )
         return cls(path, schema, dataset)
 
@@ -262,6 +267,15 @@ def explain_errors(path: Path) -> Iterator[None]:
                 f"restore {path.parent} from a backup, or move it away and run: lodestream run",
             ) from error
         raise
+
+
+def compress_fields(schema: pa.Schema) -> pa.Schema:
+    """Return ``schema`` with the encodings that Lance does not choose by itself; what is appended later has them too.
+
+    Numbers that hardly differ from row to row are packed to their widest value otherwise (docs/bench/rows.jsonl has
+    what that saves). Codes, scales and hashes are as good as random: compressing them would cost time for nothing.
+    """
+    return pa.schema([field.with_metadata(_ZSTD) if field.name in _REPETITIVE else field for field in schema])
 
 
 def conform_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:

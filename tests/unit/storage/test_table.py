@@ -231,3 +231,18 @@ def test_conform_rows() -> None:
     nulls = loose.set_column(loose.column_names.index("kind"), "kind", pa.array([None] * 3, pa.string()))
     with pytest.raises(ValueError, match="3 nulls"):
         conform_rows(nulls, SCHEMA)
+
+
+def test_compressed_columns_stay_so(tmp_path: Path) -> None:
+    """Lance keeps the encodings of the empty table in whatever is appended and compacted."""
+    far_apart = pa.array([number % 2 * 1_000_000 for number in range(20_000)], pa.int32())
+    rows = pa.table({"parent": far_apart}, schema=pa.schema([SCHEMA.field("parent")]))
+    table = Table.create(tmp_path / "compressed.lance", rows.schema)
+    for start in (0, 15_000):
+        table = table.replace_documents(pa.array([], pa.string()), rows.slice(start, 15_000))
+    plain = lance.write_dataset(rows, str(tmp_path / "plain.lance"), data_storage_version=table_module.FILE_FORMAT)
+    lance.dataset(str(table.path)).optimize.compact_files()
+    sizes = sorted(path.stat().st_size for path in (table.path / "data").iterdir())
+    assert len(sizes) == 3
+    [plain_size] = [path.stat().st_size for path in (Path(plain.uri) / "data").iterdir()]
+    assert sizes[-1] < plain_size / 10
