@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,75 +22,15 @@ from lodestream.pipeline.changes import Changes, DocumentState, PlannedRead, cut
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.executors import Executor, Progress
+from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.session import make_featurizer, read_published, set_threads
-from lodestream.pipeline.sources.files import FileEntry, list_files
-from lodestream.pipeline.stages import CHANGED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
+from lodestream.pipeline.sources.catalog import open_sources
+from lodestream.pipeline.sources.protocol import Candidate, KnownDocument, Source
+from lodestream.pipeline.stages import Readers, StageOutput
 from lodestream.schema import DOCUMENTS_SCHEMA
 from lodestream.storage.migration import derive_states
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
-
-
-@dataclass(slots=True, kw_only=True)
-class RunReport:
-    """What a run did; ``as_dict`` is the object that ``--json`` prints."""
-
-    run_id: str
-    kind: Literal["backfill", "refresh"]
-    executor: str = ""
-    executor_reason: str = ""
-    backend: str = ""
-    seconds: float = 0.0
-    seen: int = 0
-    num_by_status: dict[str, int] = field(default_factory=dict)
-    deleted: int = 0
-    resumed: int = 0
-    counts: EncodeCounts = field(default_factory=EncodeCounts)
-    snapshot_before: int | None = None
-    snapshot_after: int | None = None
-    warnings: list[str] = field(default_factory=list)
-    quarantined: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def num_quarantined(self) -> int:
-        return self.num_by_status.get(QUARANTINED, 0) + self.num_by_status.get(STILL_QUARANTINED, 0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        counts, tally = self.counts, self.num_by_status
-        return {
-            "run_id": self.run_id,
-            "kind": self.kind,
-            "executor": self.executor,
-            "executor_reason": self.executor_reason,
-            "backend": self.backend,
-            "seconds": round(self.seconds, 3),
-            "documents": {
-                "seen": self.seen,
-                "new": tally.get(NEW, 0),
-                "changed": tally.get(CHANGED, 0),
-                "same": tally.get(SAME, 0) - self.resumed,
-                "deleted": self.deleted,
-                "quarantined": self.num_quarantined,
-                "resumed": self.resumed,
-            },
-            "segments": {
-                "total": counts.segments_total,
-                "encoded": counts.segments_encoded,
-                "reused": counts.segments_total - counts.segments_encoded,
-            },
-            "tokens": {
-                "total": counts.tokens_total,
-                "encoded": counts.tokens_encoded,
-                "overhead": counts.tokens_overhead,
-                "base": counts.tokens_base,
-            },
-            "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(counts.seconds.items())},
-            "snapshot": {"before": self.snapshot_before, "after": self.snapshot_after},
-            "quarantined": self.quarantined,
-            "warnings": self.warnings,
-        }
-
 
 ShowProgress = Callable[[Progress], None]
 
@@ -120,15 +59,16 @@ def run(
     uri = loaded.store_uri
     pointer = read_published(uri)
     published = pointer if pointer is not None and pointer.sequence else None
-    entries, warnings = _list_sources(loaded)
-    if not entries and published is None:
+    sources = open_sources(loaded)
+    candidates, warnings = _list_sources(sources)
+    if not candidates and published is None:
         raise _nothing_listed(loaded)
     num_threads = set_threads(loaded.config.encoder.num_threads)
     featurizer = make_featurizer(loaded, published.recipe if published else None)
     report = RunReport(
         run_id=_name_run(),
         kind="refresh" if published else "backfill",
-        seen=len(entries),
+        seen=len(candidates),
         warnings=warnings,
         snapshot_before=published.sequence if published else None,
     )
@@ -137,7 +77,7 @@ def run(
     snapshot_before = store.open_snapshot() if published else None
     published_states = read_states(snapshot_before.document_states()) if snapshot_before else {}
     # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
-    plan_changes(entries, published_states, feature_version="", allow_mass_delete=allow_mass_delete)
+    plan_changes(candidates, published_states, feature_version="", allow_mass_delete=allow_mass_delete)
     transaction = store.begin(
         run_id=report.run_id,
         kind=report.kind,
@@ -151,11 +91,12 @@ def run(
         report=report,
         published=snapshot_before,
         published_states=published_states,
+        readers={name: source.reader() for name, source in sources.items()},
         num_threads=num_threads,
         show_progress=show_progress,
         note=note,
     )
-    work.carry_out(entries)
+    work.carry_out(candidates)
     report.seconds = time.perf_counter() - started
     summary = {name: value for name, value in report.as_dict().items() if name != "quarantined"}
     snapshot = transaction.publish(checkpoint={}, run=summary | {"ended_at": datetime.now(UTC).isoformat()})
@@ -176,6 +117,7 @@ class _RunWork:
         report: RunReport,
         published: Snapshot | None,
         published_states: Mapping[str, DocumentState],
+        readers: Readers,
         num_threads: int,
         show_progress: ShowProgress | None,
         note: Callable[[str], None],
@@ -186,21 +128,22 @@ class _RunWork:
         self._report = report
         self._published = published
         self._published_states = published_states
+        self._readers = readers
         self._num_threads = num_threads
         self._show_progress = show_progress
         self._note = note
 
-    def carry_out(self, entries: Sequence[FileEntry]) -> None:
+    def carry_out(self, candidates: Sequence[Candidate]) -> None:
         """Stages every chunk; the caller publishes."""
         states = read_states(self._transaction.base.document_states())
         changes = plan_changes(
-            entries, states, feature_version=self._featurizer.feature_version, allow_mass_delete=True
+            candidates, states, feature_version=self._featurizer.feature_version, allow_mass_delete=True
         )
         report = self._report
         report.resumed = self._count_resumed(changes, states)
         if report.resumed:
             self._note(f"continuing a run that was interrupted: {report.resumed} documents are done already")
-        report.deleted = len(self._published_states.keys() - {entry.doc_id for entry in entries})
+        report.deleted = len(self._published_states.keys() - {candidate.doc_id for candidate in candidates})
         if changes.deleted:
             self._transaction.write_chunk(
                 features=self._empty_features(),
@@ -225,20 +168,20 @@ class _RunWork:
             for read in changes.reads
             if read.known is not None
             and read.known.quarantine_reason is None
-            and self._published_states.get(read.entry.doc_id) != read.known
-            and states[read.entry.doc_id].source_version == read.entry.source_version
+            and self._published_states.get(read.candidate.doc_id) != read.known
+            and states[read.candidate.doc_id].source_version == read.candidate.state.version
         )
 
     def _run_chunks(self, changes: Changes) -> None:
         reads = changes.reads
-        total_bytes = sum(read.entry.size_bytes for read in reads)
-        pending_bytes = sum(read.entry.size_bytes for read in reads if read.known is None)
+        total_bytes = sum(read.candidate.size_bytes for read in reads)
+        pending_bytes = sum(read.candidate.size_bytes for read in reads if read.known is None)
         config = self._config.run
         kind, why = choose_executor(config, total_bytes=pending_bytes, num_cores=os.cpu_count() or 1)
         self._report.executor, self._report.executor_reason = kind, why
         self._report.backend = f"torch-cpu/{self._featurizer.precision}"
         self._note(f"executor {kind}: {why}; {self._report.backend}, {self._num_threads} threads")
-        executor = make_executor(kind, self._featurizer, config)
+        executor = make_executor(kind, self._featurizer, config, self._readers)
         meter = _Meter(len(reads), total_bytes, self._show_progress)
         try:
             for chunk in cut_chunks(reads, max_documents=config.chunk_documents, max_bytes=config.chunk_bytes):
@@ -249,7 +192,7 @@ class _RunWork:
     def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: _Meter) -> None:
         output = executor.run_chunk(chunk, self._indexes(), run_id=self._report.run_id, on_progress=meter.advance)
         started = time.perf_counter()
-        self._write(output, {read.entry.doc_id: read.entry for read in chunk})
+        self._write(output, {read.candidate.doc_id: read.candidate for read in chunk})
         output.counts.clock("write", started)
         self._report.counts.add(output.counts)
         tally = self._report.num_by_status
@@ -268,7 +211,7 @@ class _RunWork:
         published = [self._published] if self._published is not None else []
         return [self._transaction.base, *published]
 
-    def _write(self, output: StageOutput, entries: Mapping[str, FileEntry]) -> None:
+    def _write(self, output: StageOutput, candidates: Mapping[str, Candidate]) -> None:
         if not output.documents.num_rows and not output.quarantined.num_rows:
             return
         kept = [self._quarantine_row(row) for row in output.quarantined.to_pylist()]
@@ -278,16 +221,16 @@ class _RunWork:
             documents=documents,
             deleted_doc_ids=(),
             keep_features_of=[row["doc_id"] for row in kept],
-            source_state=self._state_rows(documents, entries),
+            source_state=self._state_rows(documents, candidates),
         )
 
-    def _state_rows(self, documents: pa.Table, entries: Mapping[str, FileEntry]) -> pa.Table:
+    def _state_rows(self, documents: pa.Table, candidates: Mapping[str, Candidate]) -> pa.Table:
         """What the listing said of the documents of a chunk."""
         columns = ("doc_id", "source", "source_version", "content_hash", "quarantine_reason", "updated_at")
         derived = derive_states(documents.select(columns), run_id=self._report.run_id)
-        listed = [entries[doc_id] for doc_id in documents["doc_id"].to_pylist()]
+        listed = [candidates[doc_id].state for doc_id in documents["doc_id"].to_pylist()]
         for name in ("size_bytes", "mtime_ns"):
-            values = pa.array([getattr(entry, name) for entry in listed], pa.int64())
+            values = pa.array([getattr(state, name) for state in listed], pa.int64())
             derived = derived.set_column(derived.column_names.index(name), derived.schema.field(name), values)
         return derived
 
@@ -331,7 +274,7 @@ class _Meter:
 
     def advance(self, reads: Sequence[PlannedRead], counts: EncodeCounts) -> None:
         self._documents_done += len(reads)
-        self._bytes_done += sum(read.entry.size_bytes for read in reads)
+        self._bytes_done += sum(read.candidate.size_bytes for read in reads)
         self._counts.add(counts)
         if self._show is not None:
             self._show(
@@ -346,15 +289,24 @@ class _Meter:
             )
 
 
-def _list_sources(loaded: LoadedConfig) -> tuple[list[FileEntry], list[str]]:
-    sources = loaded.config.sources
-    entries: list[FileEntry] = []
+def _list_sources(sources: Mapping[str, Source]) -> tuple[list[Candidate], list[str]]:
+    candidates: list[Candidate] = []
     warnings: list[str] = []
-    for name, source in sources.items():
-        listing = list_files(name, source, loaded.folder, prefix_ids=len(sources) > 1)
-        entries += listing.entries
-        warnings += listing.warnings
-    return sorted(entries, key=lambda entry: entry.doc_id), warnings
+    for source in sources.values():
+        changes = source.changes(None, _NothingKnown())
+        candidates += changes.upserts
+        warnings += changes.observations.warnings
+    return sorted(candidates, key=lambda candidate: candidate.doc_id), warnings
+
+
+class _NothingKnown:
+    """The states of a store that knows no document."""
+
+    def load(self) -> Mapping[str, KnownDocument]:
+        return {}
+
+    def find(self, doc_ids: Collection[str]) -> Mapping[str, KnownDocument]:
+        return {}
 
 
 def _nothing_listed(loaded: LoadedConfig) -> SourceContract:

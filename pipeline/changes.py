@@ -1,4 +1,4 @@
-"""What a run has to do: listed files against the states of the documents that the store holds."""
+"""What a run has to do: what the sources name against the states of the documents that the store holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from lodestream.errors import MassDeletionRefused
-from lodestream.pipeline.sources.files import FileEntry
+from lodestream.pipeline.sources.protocol import Candidate
 
 MAX_DELETED_SHARE: Final = 0.05
 MIN_GUARDED_DELETIONS: Final = 50
@@ -27,10 +27,10 @@ class DocumentState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRead:
-    """A file to look at. ``known`` is its state in the store that still counts: None where its features would have to
-    be computed again whatever it holds (a new document, another feature version)."""
+    """A document to look at. ``known`` is its state in the store that still counts: None where its features would have
+    to be computed again whatever it holds (a new document, another feature version)."""
 
-    entry: FileEntry
+    candidate: Candidate
     known: DocumentState | None
     is_new: bool
 
@@ -55,7 +55,7 @@ def read_states(table: pa.Table) -> dict[str, DocumentState]:
 
 
 def plan_changes(
-    entries: Sequence[FileEntry],
+    candidates: Sequence[Candidate],
     states: Mapping[str, DocumentState],
     *,
     feature_version: str,
@@ -66,7 +66,7 @@ def plan_changes(
     Raises:
         MassDeletionRefused: more documents vanished than a mishap at the source should be able to delete.
     """
-    listed = {entry.doc_id for entry in entries}
+    listed = {candidate.doc_id for candidate in candidates}
     deleted = tuple(sorted(states.keys() - listed))
     limit = max(MIN_GUARDED_DELETIONS, int(MAX_DELETED_SHARE * len(states)))
     if not allow_mass_delete and deleted and (not listed or len(deleted) > limit):
@@ -75,10 +75,10 @@ def plan_changes(
             "if they are really gone, run again with --allow-mass-delete; else check the source's path and patterns",
         )
     reads = []
-    for entry in entries:
-        state = states.get(entry.doc_id)
+    for candidate in candidates:
+        state = states.get(candidate.doc_id)
         counts = state if state is not None and state.feature_version == feature_version else None
-        reads.append(PlannedRead(entry=entry, known=counts, is_new=state is None))
+        reads.append(PlannedRead(candidate=candidate, known=counts, is_new=state is None))
     return Changes(reads=tuple(reads), deleted=deleted)
 
 
@@ -89,10 +89,10 @@ def cut_chunks(
     chunk: list[PlannedRead] = []
     size_bytes = 0
     for read in reads:
-        if chunk and (len(chunk) >= max_documents or size_bytes + read.entry.size_bytes > max_bytes):
+        if chunk and (len(chunk) >= max_documents or size_bytes + read.candidate.size_bytes > max_bytes):
             yield tuple(chunk)
             chunk, size_bytes = [], 0
         chunk.append(read)
-        size_bytes += read.entry.size_bytes
+        size_bytes += read.candidate.size_bytes
     if chunk:
         yield tuple(chunk)

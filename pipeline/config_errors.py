@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from lodestream.errors import ConfigError
+from lodestream.pipeline.config_sources import SOURCE_KINDS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -37,7 +38,7 @@ def describe_errors(
     messages = []
     hints = []
     for problem in error.errors(include_url=False):
-        path = tuple(problem["loc"])
+        path = _strip_kind(tuple(problem["loc"]), problem["type"])
         message, hint = _describe(problem, path, model)
         origin = _find_origin(path, origins)
         messages.append(f"{origin}: {message}" if origin else message)
@@ -51,7 +52,7 @@ def _describe(problem: Mapping[str, Any], path: tuple[str | int, ...], model: ty
     kind: str = problem["type"]
     context = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return _describe_unknown(path, model)
+        return _describe_unknown(path, _section_above(tuple(problem["loc"]), model), model)
     if kind == "missing":
         if path == ("sources",):
             return "no source of documents is configured", "lodestream init PATH, or write a section [sources.docs]"
@@ -61,6 +62,9 @@ def _describe(problem: Mapping[str, Any], path: tuple[str | int, ...], model: ty
             f"{_write_path(path[:-1])}: a source's name is made of a-z, 0-9, and single - or _ between them",
             "rename the source",
         )
+    if kind.startswith("union_tag"):
+        kinds = ", ".join(map(repr, SOURCE_KINDS))
+        return f"{name} must be one of {kinds}{_say_given(kind, problem['input'].get('kind'))}", f"correct {name}"
     if kind == "too_short":
         return "no source of documents is configured", "lodestream init PATH, or write a section [sources.docs]"
     if kind == "value_error" and not str(context["error"]).startswith("must"):  # two settings of a section disagree
@@ -89,8 +93,8 @@ def _say_given(kind: str, given: Any) -> str:
     return f", not {shown}" if len(shown) <= _REPR_CHARS else f", not {shown[:_REPR_CHARS]}..."
 
 
-def _describe_unknown(path: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str, str]:
-    known = _names_beside(path, model)
+def _describe_unknown(path: tuple[str | int, ...], section: Any, model: type[BaseModel]) -> tuple[str, str]:
+    known = list(section.model_fields)
     above, wrong = path[:-1], str(path[-1])
     message = f"{_write_path(path)} is not a setting"
     near = difflib.get_close_matches(wrong, known, n=1)
@@ -100,19 +104,24 @@ def _describe_unknown(path: tuple[str | int, ...], model: type[BaseModel]) -> tu
     return message, f"{_write_path(above) or 'the file'} has: {', '.join(known)}"
 
 
-def _names_beside(path: Sequence[str | int], model: type[BaseModel]) -> list[str]:
-    """Names of the settings in the section in which ``path`` stands."""
+def _strip_kind(path: tuple[str | int, ...], kind: str) -> tuple[str | int, ...]:
+    """pydantic puts a source's kind between its name and its settings, and names no setting where it is the kind that
+    is wrong."""
+    if kind.startswith("union_tag"):
+        return (*path, "kind")
+    if path[0] == "sources" and len(path) > 2 and path[2] in SOURCE_KINDS:
+        return (*path[:2], *path[3:])
+    return path
+
+
+def _section_above(loc: tuple[str | int, ...], model: type[BaseModel]) -> Any:
+    """The section of settings in which the last part of pydantic's ``loc`` stands."""
+    if loc[0] == "sources":
+        return SOURCE_KINDS[str(loc[2])]
     section: Any = model
-    for part in path[:-1]:
-        section = _step(section, str(part))
-    return list(section.model_fields)
-
-
-def _step(section: Any, name: str) -> Any:
-    """The section ``name`` of ``section``; a mapping's value type is the section of each of its names."""
-    if hasattr(section, "model_fields"):
-        return section.model_fields[name].annotation
-    return get_args(section)[1]
+    for part in loc[:-1]:
+        section = section.model_fields[part].annotation
+    return section
 
 
 def _all_settings(section: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

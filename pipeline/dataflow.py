@@ -15,6 +15,7 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.errors import ExecutorError
 from lodestream.pipeline.config import RunConfig
 from lodestream.pipeline.executors import Executor, LocalExecutor
+from lodestream.pipeline.stages import Readers
 
 RAY_WORTHWHILE_BYTES: Final = 256 * 1024 * 1024
 """``auto`` takes Ray above this much text, where more than two cores are there: below, starting it costs more."""
@@ -44,10 +45,12 @@ def choose_executor(config: RunConfig, *, total_bytes: int, num_cores: int) -> t
     return "ray", f"{size_mib:.0f} MiB of text and {num_cores} cores"
 
 
-def make_executor(kind: Literal["local", "ray"], featurizer: Featurizer, config: RunConfig) -> Executor:
+def make_executor(
+    kind: Literal["local", "ray"], featurizer: Featurizer, config: RunConfig, readers: Readers
+) -> Executor:
     """The executor of that kind."""
     if kind == "local":
-        return LocalExecutor(featurizer)
+        return LocalExecutor(featurizer, readers)
     from lodestream.pipeline.ray_executor import RayExecutor
 
-    return RayExecutor(featurizer, config)
+    return RayExecutor(featurizer, config, readers)

@@ -12,7 +12,14 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
 from lodestream.pipeline.reuse import SegmentIndex, find_known
-from lodestream.pipeline.stages import StageOutput, encode_documents, merge_outputs, prepare_documents, read_documents
+from lodestream.pipeline.stages import (
+    Readers,
+    StageOutput,
+    encode_documents,
+    merge_outputs,
+    prepare_documents,
+    read_documents,
+)
 
 MICRO_BATCH_DOCUMENTS: Final = 256
 MICRO_BATCH_BYTES: Final = 512 * 1024
@@ -21,7 +28,7 @@ MICRO_BATCH_BYTES: Final = 512 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run is; documents and bytes of source files, tokens of new and changed documents."""
+    """How far a run is; documents and bytes of bodies, tokens of new and changed documents."""
 
     documents_done: int
     documents_total: int
@@ -57,8 +64,9 @@ class LocalExecutor:
 
     name: Final = "local"
 
-    def __init__(self, featurizer: Featurizer) -> None:
+    def __init__(self, featurizer: Featurizer, readers: Readers) -> None:
         self._featurizer = featurizer
+        self._readers = readers
 
     def run_chunk(
         self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
@@ -68,7 +76,7 @@ class LocalExecutor:
         for batch in cut_chunks(reads, max_documents=MICRO_BATCH_DOCUMENTS, max_bytes=MICRO_BATCH_BYTES):
             counts = EncodeCounts()
             started = time.perf_counter()
-            read = read_documents(batch)
+            read = read_documents(batch, self._readers)
             counts.clock("read", started)
             prepared = prepare_documents(self._featurizer, read, counts)
             output = encode_documents(

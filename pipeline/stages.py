@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -18,9 +18,8 @@ from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import EncodedBatch, Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
-from lodestream.errors import DocumentError
 from lodestream.pipeline.changes import PlannedRead
-from lodestream.pipeline.sources.files import hash_file, read_file
+from lodestream.pipeline.sources.protocol import BodyReader, ReadBody
 from lodestream.schema import CONTENT_HASH_BYTES, DOCUMENTS_SCHEMA, features_schema
 
 NEW: Final = "new"
@@ -29,6 +28,8 @@ SAME: Final = "same"
 QUARANTINED: Final = "quarantined"
 STILL_QUARANTINED: Final = "still quarantined"
 """Failed as before, on the same bytes: nothing to write."""
+GONE: Final = "gone"
+"""Vanished between listing and reading: nothing is done with it now, the next run sees."""
 
 READ_SCHEMA: Final = pa.schema(
     [
@@ -43,6 +44,9 @@ READ_SCHEMA: Final = pa.schema(
         ("quarantine_reason", pa.string()),
     ]
 )
+
+Readers = Mapping[str, BodyReader]
+"""What reads the bodies of each source, by the source's name; picklable."""
 
 FindKnown = Callable[[Sequence[PreparedSpans]], dict[bytes, LeafVectors]]
 """Looks stored leaves up for the segments of some documents."""
@@ -65,41 +69,40 @@ class StageOutput:
     counts: EncodeCounts
 
 
-def read_documents(reads: Sequence[PlannedRead]) -> pa.Table:
-    """Reads files and tells what became of each: a table of READ_SCHEMA, text only where there is work."""
-    return pa.Table.from_pylist([_read_document(read) for read in reads], schema=READ_SCHEMA)
+def read_documents(reads: Sequence[PlannedRead], readers: Readers) -> pa.Table:
+    """Reads documents and tells what became of each: a table of READ_SCHEMA, text only where there is work.
+
+    Raises:
+        SourceError: a source as a whole cannot be read.
+    """
+    rows: dict[int, dict[str, object]] = {}
+    by_source: dict[str, list[int]] = {}
+    for place, read in enumerate(reads):
+        by_source.setdefault(read.candidate.source, []).append(place)
+    for source, places in by_source.items():
+        bodies = readers[source].read([reads[place].candidate for place in places])
+        for place, body in zip(places, bodies, strict=True):
+            rows[place] = _describe_read(reads[place], body)
+    return pa.Table.from_pylist([rows[place] for place in range(len(reads))], schema=READ_SCHEMA)
 
 
-def _read_document(read: PlannedRead) -> dict[str, object]:
-    entry, known = read.entry, read.known
+def _describe_read(read: PlannedRead, body: ReadBody) -> dict[str, object]:
+    candidate, known = read.candidate, read.known
     row: dict[str, object] = {
-        "doc_id": entry.doc_id,
-        "source": entry.source,
-        "uri": entry.uri,
-        "source_version": entry.source_version,
+        "doc_id": candidate.doc_id,
+        "source": candidate.source,
+        "uri": candidate.uri,
+        "source_version": body.state.version,
+        "content_hash": body.content_hash,
     }
-    try:
-        file = read_file(entry)
-    except DocumentError as error:
-        return row | _failed(read, hash_file(entry), error.message)
-    if known is not None and known.content_hash == file.content_hash and known.quarantine_reason is None:
-        return row | {"content_hash": file.content_hash, "status": SAME}
-    return row | {
-        "content_hash": file.content_hash,
-        "text_format": file.text_format,
-        "text": file.text,
-        "status": NEW if read.is_new else CHANGED,
-    }
-
-
-def _failed(read: PlannedRead, content_hash: bytes, reason: str) -> dict[str, object]:
-    known = read.known
-    again = known is not None and known.quarantine_reason == reason and known.content_hash == content_hash
-    return {
-        "content_hash": content_hash,
-        "status": STILL_QUARANTINED if again else QUARANTINED,
-        "quarantine_reason": reason,
-    }
+    if body.is_gone:
+        return row | {"status": GONE}
+    if body.failure is not None:
+        again = known is not None and (known.quarantine_reason, known.content_hash) == (body.failure, body.content_hash)
+        return row | {"status": STILL_QUARANTINED if again else QUARANTINED, "quarantine_reason": body.failure}
+    if known is not None and known.content_hash == body.content_hash and known.quarantine_reason is None:
+        return row | {"status": SAME}
+    return row | {"text_format": body.text_format, "text": body.text, "status": NEW if read.is_new else CHANGED}
 
 
 def prepare_documents(featurizer: Featurizer, read: pa.Table, counts: EncodeCounts | None = None) -> pa.Table:

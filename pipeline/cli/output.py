@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from lodestream.pipeline.backfill import RunReport
     from lodestream.pipeline.executors import Progress
+    from lodestream.pipeline.report import RunReport
     from lodestream.pipeline.search import Hit
 
 _PLAIN_INTERVAL_S: Final = 5.0

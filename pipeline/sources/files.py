@@ -1,220 +1,214 @@
 """A folder of text files as a source: a complete listing, then one read per file.
 
-Listing and reading are apart, so that a listing (names, sizes, times) is cheap and reads run where there is room for
-them. A listing is complete or it fails: a folder that cannot be read never looks like deleted documents.
+A file may have changed if size, mtime, ctime or inode differ in any way from those it was read with: a copy that kept
+an older time is a change. A file that was written within two seconds before it was read is stored without its time, so
+that the next run reads it once more: a second write within the clock's grain would otherwise never show.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import pathspec
 
 from lodestream.actors.segment import text_format_of
-from lodestream.errors import DocumentError, SourceContract, SourceUnavailable
-from lodestream.pipeline.config import FilesSource
+from lodestream.errors import DocumentError, SourceContract
+from lodestream.pipeline.config_sources import FilesSource
+from lodestream.pipeline.sources.folder import show_path, walk_folder
+from lodestream.pipeline.sources.protocol import (
+    NO_HASH,
+    Candidate,
+    Cursor,
+    KnownStates,
+    Observations,
+    ReadBody,
+    SourceChanges,
+    SourceCheck,
+    SourceState,
+)
+from lodestream.pipeline.sources.text import decode_text
 
-NO_HASH: Final = bytes(32)
-"""Content hash of a document whose bytes were never read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One listed file: what is known without opening it."""
-
-    doc_id: str
-    source: str
-    path: bytes
-    size_bytes: int
-    mtime_ns: int
-    max_bytes: int
-
-    @property
-    def uri(self) -> str:
-        """The path as text; bytes that are not UTF-8 are written as backslash escapes."""
-        return self.path.decode("utf-8", "backslashreplace")
-
-    @property
-    def source_version(self) -> str:
-        return f"{self.mtime_ns:x}-{self.size_bytes:x}"
+RACY_NS: Final = 2_000_000_000
+MAX_READS: Final = 3
+"""Reads of a file that changes while it is read; the last one counts, and the next run reads the file again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Every file of a source that its patterns choose, by doc_id, and what was passed over with a warning."""
+class FilesFolder:
+    """The files of a folder that its patterns choose. Listing costs one ``stat`` a file; reads nothing."""
 
-    entries: tuple[FileEntry, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileText:
-    """One file's text. ``text[i]`` is the i-th character of the decoded file, without a byte order mark."""
-
-    text: str
-    content_hash: bytes
-    text_format: str
-
-
-def list_files(name: str, source: FilesSource, folder: Path, *, prefix_ids: bool) -> Listing:
-    """Lists the files of a source.
-
-    Args:
+    def __init__(self, name: str, config: FilesSource, folder: Path, *, prefix_ids: bool) -> None:
+        """Args:
         name: the source's name in the configuration.
-        source: its settings; a relative path starts from ``folder``.
+        config: its settings; a relative path starts from ``folder``.
         folder: the configuration file's folder.
         prefix_ids: True where there are several sources: doc_ids then begin with ``name/``.
+        """
+        self.name = name
+        self._config = config
+        self._root = (folder / Path(config.path).expanduser()).resolve()
+        self._prefix = f"{name}/" if prefix_ids else ""
+        self._include = pathspec.PathSpec.from_lines("gitignore", config.include)
+        self._exclude = pathspec.PathSpec.from_lines("gitignore", config.exclude)
 
-    Raises:
-        SourceContract: the path does not exist or is no folder.
-        SourceUnavailable: a folder below it cannot be listed; nothing is taken for deleted.
-    """
-    root = (folder / Path(source.path).expanduser()).resolve()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise SourceContract(
-            f"sources.{name}.path: {root} {what}", f"set sources.{name}.path in lodestream.toml to a folder"
+    def incarnation(self) -> str:
+        """The folder itself: another folder under the same name has another inode."""
+        self._require_folder()
+        return f"folder:{self._root}:{self._root.stat().st_ino}"
+
+    def changes(self, since: Cursor | None, known: KnownStates, *, retry: Collection[str] = ()) -> SourceChanges:
+        """See ``Source.changes``. The cursor says nothing: every listing is complete.
+
+        Raises:
+            SourceContract: the path does not exist or is no folder.
+            SourceUnavailable: a folder below it cannot be listed; nothing is taken for deleted.
+        """
+        states = {} if since is None else known.load()
+        latest_ns = time.time_ns() + RACY_NS
+        warnings: list[str] = []
+        listed = set()
+        upserts = []
+        num_future = 0
+        for path, doc_id, info in self._list(warnings):
+            listed.add(doc_id)
+            state = read_state(info)
+            num_future += info.st_mtime_ns > latest_ns
+            before = states.get(doc_id)
+            if before is None or before.state != state or doc_id in retry:
+                upserts.append(self._make_candidate(path, doc_id, info))
+        return SourceChanges(
+            upserts=sorted(upserts, key=lambda candidate: candidate.doc_id),
+            num_seen=len(listed),
+            listed=frozenset(listed),
+            observations=Observations(num_future=num_future, warnings=tuple(warnings)),
         )
-    include = pathspec.PathSpec.from_lines("gitignore", source.include)
-    exclude = pathspec.PathSpec.from_lines("gitignore", source.exclude)
-    warnings: list[str] = []
-    entries = []
-    for path, info in _walk(os.fsencode(root), follow_symlinks=source.follow_symlinks, warnings=warnings):
-        relative = os.path.relpath(path, os.fsencode(root))
-        pattern_name = relative.decode("utf-8", "backslashreplace")
-        if include.match_file(pattern_name) and not exclude.match_file(pattern_name):
-            entries.append(
-                FileEntry(
-                    doc_id=(f"{name}/" if prefix_ids else "") + _name_document(relative),
-                    source=name,
-                    path=path,
-                    size_bytes=info.st_size,
-                    mtime_ns=info.st_mtime_ns,
-                    max_bytes=source.max_document_bytes,
-                )
+
+    def reader(self) -> FileReader:
+        """What reads the files."""
+        return FileReader(source=self.name, max_bytes=self._config.max_document_bytes)
+
+    def check(self) -> SourceCheck:
+        """Lists the folder; warns where nothing is chosen or something is passed over."""
+        warnings: list[str] = []
+        sizes = [info.st_size for _, _, info in self._list(warnings)]
+        detail = f"{len(sizes)} documents, {sum(sizes) / 2**20:.1f} MiB in {self._root}"
+        if not sizes:
+            return SourceCheck(level="warn", detail=detail, fix=f"check sources.{self.name}.path and include")
+        if warnings:
+            detail += f"; {len(warnings)} links or files passed over, the first: {warnings[0]}"
+            return SourceCheck(level="warn", detail=detail, fix="mend or exclude them", size_bytes=sum(sizes))
+        return SourceCheck(level="pass", detail=detail, size_bytes=sum(sizes))
+
+    def _list(self, warnings: list[str]) -> Iterator[tuple[bytes, str, os.stat_result]]:
+        self._require_folder()
+        root = os.fsencode(self._root)
+        walk = walk_folder(root, follow_symlinks=self._config.follow_symlinks, warnings=warnings)
+        for path, info in walk:
+            relative = os.path.relpath(path, root)
+            pattern_name = relative.decode("utf-8", "backslashreplace")
+            if self._include.match_file(pattern_name) and not self._exclude.match_file(pattern_name):
+                yield path, self._prefix + _name_document(relative), info
+
+    def _make_candidate(self, path: bytes, doc_id: str, info: os.stat_result) -> Candidate:
+        return Candidate(
+            doc_id=doc_id,
+            source=self.name,
+            uri=show_path(path),
+            state=read_state(info),
+            size_bytes=info.st_size,
+            locator=path,
+        )
+
+    def _require_folder(self) -> None:
+        if not self._root.is_dir():
+            what = "is not a folder" if self._root.exists() else "does not exist"
+            raise SourceContract(
+                f"sources.{self.name}.path: {self._root} {what}",
+                f"set sources.{self.name}.path in lodestream.toml to a folder",
             )
-    entries.sort(key=lambda entry: entry.doc_id)
-    return Listing(entries=tuple(entries), warnings=tuple(warnings))
 
 
-def read_file(entry: FileEntry) -> FileText:
-    """Reads and decodes one file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReader:
+    """Reads and decodes files; ``text[i]`` is the i-th character of the decoded file, without a byte order mark."""
 
-    Raises:
-        DocumentError: it vanished, cannot be read, is too large, is binary, or is not UTF-8 (or UTF-16 with a mark).
-    """
-    if entry.size_bytes > entry.max_bytes:
-        raise DocumentError(
-            f"{entry.size_bytes} bytes, more than max_document_bytes = {entry.max_bytes}",
-            f"raise sources.{entry.source}.max_document_bytes or split the file",
+    source: str
+    max_bytes: int
+
+    def read(self, candidates: Sequence[Candidate]) -> Iterator[ReadBody]:
+        """See ``BodyReader.read``."""
+        for candidate in candidates:
+            yield self._read(candidate)
+
+    def _read(self, candidate: Candidate) -> ReadBody:
+        try:
+            if candidate.size_bytes > self.max_bytes:
+                raise self._refuse_size(f"{candidate.size_bytes} bytes, more than")
+            body, state = self._read_bytes(candidate.locator)
+        except DocumentError as error:
+            # The bytes are not known; the version stands for them, so that the same failure is known for the same.
+            content_hash = hashlib.sha256(f"{error.message} {candidate.state.version}".encode()).digest()
+            return _fail(candidate.state, error.message, content_hash)
+        except FileNotFoundError:
+            return ReadBody(state=candidate.state, is_gone=True)
+        except OSError as error:
+            return _fail(candidate.state, f"cannot be read: {error.strerror}", NO_HASH)
+        content_hash = hashlib.sha256(body).digest()
+        try:
+            text = decode_text(body)
+        except DocumentError as error:
+            return _fail(state, error.message, content_hash)
+        return ReadBody(
+            state=_settle(state),
+            content_hash=content_hash,
+            text=text,
+            text_format=text_format_of(candidate.uri),
         )
-    try:
-        with open(entry.path, "rb") as file:
-            body = file.read(entry.max_bytes + 1)
-    except FileNotFoundError:
-        raise DocumentError("vanished between listing and reading", "the next run looks again") from None
-    except OSError as error:
-        raise DocumentError(f"cannot be read: {error.strerror}", f"check the rights of {entry.uri}") from None
-    if len(body) > entry.max_bytes:
-        raise DocumentError(
-            f"grew past max_document_bytes = {entry.max_bytes} while it was read",
-            f"raise sources.{entry.source}.max_document_bytes or split the file",
+
+    def _read_bytes(self, path: bytes) -> tuple[bytes, SourceState]:
+        """The bytes, and the state that they were read in: the same before and after, or one without times."""
+        for _ in range(MAX_READS):
+            with open(path, "rb") as file:
+                before = read_state(os.fstat(file.fileno()))
+                body = file.read(self.max_bytes + 1)
+                after = read_state(os.fstat(file.fileno()))
+            if len(body) > self.max_bytes:
+                raise self._refuse_size("grew while it was read past")
+            if before == after and len(body) == after.size_bytes:
+                return body, after
+        return body, replace(after, mtime_ns=None)
+
+    def _refuse_size(self, what: str) -> DocumentError:
+        return DocumentError(
+            f"{what} max_document_bytes = {self.max_bytes}",
+            f"raise sources.{self.source}.max_document_bytes or split the file",
         )
-    return FileText(
-        text=decode_text(body), content_hash=hashlib.sha256(body).digest(), text_format=text_format_of(entry.uri)
+
+
+def read_state(info: os.stat_result) -> SourceState:
+    """What a file is compared by."""
+    return SourceState(
+        version=f"{info.st_mtime_ns:x}-{info.st_size:x}",
+        size_bytes=info.st_size,
+        mtime_ns=info.st_mtime_ns,
+        ctime_ns=info.st_ctime_ns,
+        object_id=str(info.st_ino),
     )
 
 
-def decode_text(body: bytes) -> str:
-    """Decodes a document: UTF-8, with or without a byte order mark, or UTF-16 with one.
-
-    Raises:
-        DocumentError: the bytes are not text in one of these; ``content_hash`` is not lost by it (see hash_file).
-    """
-    if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        try:
-            return body.decode("utf-16")
-        except UnicodeDecodeError as error:
-            raise DocumentError(f"begins like UTF-16 but is not at byte {error.start}", _ENCODING_HINT) from None
-    nul = body.find(b"\0")
-    if nul >= 0:
-        raise DocumentError(f"binary: a NUL byte at offset {nul}", "exclude it, or convert it to text")
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = body[error.start]
-        raise DocumentError(f"not UTF-8: byte 0x{byte:02x} at offset {error.start}", _ENCODING_HINT) from None
+def _settle(state: SourceState) -> SourceState:
+    """The state as it is kept: without its time if the file was written just now."""
+    is_fresh = state.mtime_ns is not None and abs(time.time_ns() - state.mtime_ns) < RACY_NS
+    return replace(state, mtime_ns=None) if is_fresh else state
 
 
-_ENCODING_HINT: Final = "convert it, for instance: iconv -f WINDOWS-1252 -t UTF-8 FILE"
-
-
-def hash_file(entry: FileEntry) -> bytes:
-    """The content hash of a file that could not be used, NO_HASH where its bytes cannot be had at all."""
-    if entry.size_bytes > entry.max_bytes:
-        return hashlib.sha256(f"too large {entry.source_version}".encode()).digest()
-    try:
-        with open(entry.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return NO_HASH
-
-
-def _walk(root: bytes, *, follow_symlinks: bool, warnings: list[str]) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Regular files below ``root``. A link is followed only to where no file was found by another way."""
-    real_root = os.path.realpath(root)
-    seen_folders = {real_root}
-    pending = [root]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: child.name)
-        except OSError as error:
-            raise SourceUnavailable(
-                f"cannot list the folder {_show(folder)}: {error.strerror}",
-                "mend its rights or exclude it; nothing was taken for deleted",
-            ) from None
-        for child in children:
-            if child.is_symlink() and not _may_follow(child.path, real_root, follow_symlinks, warnings):
-                continue
-            try:
-                info = os.stat(child.path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                warnings.append(f"{_show(child.path)}: {error.strerror}; passed over")
-                continue
-            if stat.S_ISDIR(info.st_mode):
-                real = os.path.realpath(child.path)
-                if real not in seen_folders:
-                    seen_folders.add(real)
-                    pending.append(child.path)
-            elif stat.S_ISREG(info.st_mode):
-                yield child.path, info
-
-
-def _may_follow(path: bytes, real_root: bytes, follow_symlinks: bool, warnings: list[str]) -> bool:
-    if not follow_symlinks:
-        return False
-    real = os.path.realpath(path)
-    if not os.path.exists(real):
-        warnings.append(f"{_show(path)}: a link that leads nowhere; passed over")
-        return False
-    if os.path.commonpath([real, real_root]) != real_root:
-        warnings.append(f"{_show(path)}: a link that leaves the source's folder; passed over")
-        return False
-    return True
-
-
-def _show(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+def _fail(state: SourceState, reason: str, content_hash: bytes) -> ReadBody:
+    return ReadBody(state=_settle(state), content_hash=content_hash, failure=reason)
 
 
 def _name_document(relative: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import MassDeletionRefused, QuarantineShareExceeded, StoreNotFound
-from lodestream.pipeline.backfill import RunReport
+from lodestream.pipeline.report import RunReport
 from tests.support.workspace import Workspace, assert_equal_stores, read_features, read_store, short_topics
 
 DOCUMENTS = short_topics(12)

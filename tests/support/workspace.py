@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lodestream.pipeline import backfill
-from lodestream.pipeline.backfill import RunReport
 from lodestream.pipeline.config import LoadedConfig, load_config, write_initial_config
+from lodestream.pipeline.report import RunReport
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import FeatureStore, Snapshot
 

@@ -15,7 +15,6 @@ from lodestream.errors import ConfigError
 from lodestream.pipeline.config import (
     CONFIG_NAME,
     Config,
-    FilesSource,
     LoadedConfig,
     find_config,
     list_settings,
@@ -23,6 +22,7 @@ from lodestream.pipeline.config import (
     write_initial_config,
 )
 from lodestream.pipeline.config_layers import flatten, read_toml
+from lodestream.pipeline.config_sources import FilesSource
 
 MINIMAL = '[sources.docs]\npath = "docs"\n'
 

@@ -1,0 +1,18 @@
+"""The sources that a configuration names. What a kind needs beyond the standard set is imported by its own module."""
+
+from __future__ import annotations
+
+from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.sources.files import FilesFolder
+from lodestream.pipeline.sources.protocol import Source
+
+
+def open_source(loaded: LoadedConfig, name: str) -> Source:
+    """The source of that name; nothing is connected or looked at yet."""
+    config = loaded.config.sources[name]
+    return FilesFolder(name, config, loaded.folder, prefix_ids=len(loaded.config.sources) > 1)
+
+
+def open_sources(loaded: LoadedConfig) -> dict[str, Source]:
+    """All sources by name, in the order of the configuration."""
+    return {name: open_source(loaded, name) for name in loaded.config.sources}
