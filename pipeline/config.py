@@ -327,8 +327,9 @@ _INITIAL: Final = """\
 
 [sources.docs]
 path = @PATH@
-# include = ["**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt"]
+# include = ["**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt", "**/*.html", "**/*.htm"]
 # exclude = []
+# encoding = "auto"                 # or what all files are in, such as "windows-1252"
 # max_document_bytes = "16MiB"      # larger files are set aside, with the reason
 
 [store]

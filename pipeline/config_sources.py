@@ -10,11 +10,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Tag
 
-from lodestream.pipeline.config_types import Patterns, Section, Size, Text
+from lodestream.pipeline.config_types import Encoding, Patterns, Section, Size, Text
 from lodestream.pipeline.sizes import MIB
 
 DEFAULT_KIND: Final = "files"
-DEFAULT_INCLUDE: Final = ("**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt")
+DEFAULT_INCLUDE: Final = ("**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt", "**/*.html", "**/*.htm")
 
 
 class FilesSource(Section):
@@ -23,6 +23,8 @@ class FilesSource(Section):
     ``path``                the folder, relative to the folder of ``lodestream.toml``
     ``include, exclude``    glob patterns on the path below ``path``; a file is read if one of the first and none of the
                             second matches
+    ``encoding``            what all files are in; ``auto`` takes UTF-8, what a byte order mark or an HTML page says and
+                            what leaves no doubt, and sets the others aside
     ``max_document_bytes``  larger files go to quarantine
     ``follow_symlinks``     whether links are followed, inside ``path`` only
     """
@@ -31,6 +33,7 @@ class FilesSource(Section):
     path: Text
     include: Patterns = DEFAULT_INCLUDE
     exclude: Patterns = ()
+    encoding: Encoding = "auto"
     max_document_bytes: Size = 16 * MIB
     follow_symlinks: bool = True
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from lodestream.pipeline.sizes import parse_size
+
+AUTO_ENCODING: Final = "auto"
+
+
+def check_encoding(name: str) -> str:
+    """``name`` if it is ``auto`` or an encoding of text that Python knows.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name == AUTO_ENCODING:
+        return name
+    try:
+        b"a".decode(name)  # refuses what is no encoding of text, such as "hex"
+    except (LookupError, UnicodeError, ValueError):
+        raise ValueError('must be "auto" or the name of an encoding, such as "utf-8" or "windows-1252"') from None
+    return name
+
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Patterns = Annotated[
@@ -15,6 +33,7 @@ Patterns = Annotated[
 Size = Annotated[
     int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=1)
 ]
+Encoding = Annotated[Text, AfterValidator(check_encoding)]
 # A name stands in dotted paths and in variables, so it has neither dots nor a double underscore.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
 

@@ -17,10 +17,17 @@ from typing import Final
 
 import pathspec
 
-from lodestream.actors.segment import text_format_of
 from lodestream.errors import DocumentError, SourceContract
 from lodestream.pipeline.config_sources import FilesSource
 from lodestream.pipeline.sources.folder import show_path, walk_folder
+from lodestream.pipeline.sources.formats import (
+    AUTO,
+    describe_failure,
+    extract_bytes,
+    format_of,
+    hash_body,
+    reading_version,
+)
 from lodestream.pipeline.sources.protocol import (
     NO_HASH,
     Candidate,
@@ -32,7 +39,6 @@ from lodestream.pipeline.sources.protocol import (
     SourceCheck,
     SourceState,
 )
-from lodestream.pipeline.sources.text import decode_text
 
 RACY_NS: Final = 2_000_000_000
 MAX_READS: Final = 3
@@ -76,7 +82,7 @@ class FilesFolder:
         num_future = 0
         for path, doc_id, info in self._list(warnings):
             listed.add(doc_id)
-            state = read_state(info)
+            state = read_state(info, reading=self._reading_of(doc_id))
             num_future += info.st_mtime_ns > latest_ns
             before = states.get(doc_id)
             if before is None or before.state != state or doc_id in retry:
@@ -90,7 +96,7 @@ class FilesFolder:
 
     def reader(self) -> FileReader:
         """What reads the files."""
-        return FileReader(source=self.name, max_bytes=self._config.max_document_bytes)
+        return FileReader(source=self.name, max_bytes=self._config.max_document_bytes, encoding=self._config.encoding)
 
     def check(self) -> SourceCheck:
         """Lists the folder; warns where nothing is chosen or something is passed over."""
@@ -119,10 +125,13 @@ class FilesFolder:
             doc_id=doc_id,
             source=self.name,
             uri=show_path(path),
-            state=read_state(info),
+            state=read_state(info, reading=self._reading_of(doc_id)),
             size_bytes=info.st_size,
             locator=path,
         )
+
+    def _reading_of(self, doc_id: str) -> str:
+        return reading_version(format_of(doc_id), self._config.encoding)
 
     def _require_folder(self) -> None:
         if not self._root.is_dir():
@@ -139,6 +148,7 @@ class FileReader:
 
     source: str
     max_bytes: int
+    encoding: str = AUTO
 
     def read(self, candidates: Sequence[Candidate]) -> Iterator[ReadBody]:
         """See ``BodyReader.read``."""
@@ -146,37 +156,37 @@ class FileReader:
             yield self._read(candidate)
 
     def _read(self, candidate: Candidate) -> ReadBody:
+        document_format = format_of(candidate.doc_id)
+        reading = reading_version(document_format, self.encoding)
         try:
             if candidate.size_bytes > self.max_bytes:
                 raise self._refuse_size(f"{candidate.size_bytes} bytes, more than")
-            body, state = self._read_bytes(candidate.locator)
+            body, state = self._read_bytes(
+                candidate.locator, reading_version(format_of(candidate.doc_id), self.encoding)
+            )
         except DocumentError as error:
             # The bytes are not known; the version stands for them, so that the same failure is known for the same.
             content_hash = hashlib.sha256(f"{error.message} {candidate.state.version}".encode()).digest()
-            return _fail(candidate.state, error.message, content_hash)
+            return _fail(candidate.state, describe_failure(error), content_hash)
         except FileNotFoundError:
             return ReadBody(state=candidate.state, is_gone=True)
         except OSError as error:
             return _fail(candidate.state, f"cannot be read: {error.strerror}", NO_HASH)
-        content_hash = hashlib.sha256(body).digest()
+        content_hash = hash_body(body, reading)
+        setting = f"sources.{self.source}.encoding"
         try:
-            text = decode_text(body)
+            found = extract_bytes(body, document_format, encoding=self.encoding, setting=setting)
         except DocumentError as error:
-            return _fail(state, error.message, content_hash)
-        return ReadBody(
-            state=_settle(state),
-            content_hash=content_hash,
-            text=text,
-            text_format=text_format_of(candidate.uri),
-        )
+            return _fail(state, describe_failure(error), content_hash)
+        return ReadBody(state=_settle(state), content_hash=content_hash, text=found.text, text_format=found.text_format)
 
-    def _read_bytes(self, path: bytes) -> tuple[bytes, SourceState]:
+    def _read_bytes(self, path: bytes, reading: str) -> tuple[bytes, SourceState]:
         """The bytes, and the state that they were read in: the same before and after, or one without times."""
         for _ in range(MAX_READS):
             with open(path, "rb") as file:
-                before = read_state(os.fstat(file.fileno()))
+                before = read_state(os.fstat(file.fileno()), reading=reading)
                 body = file.read(self.max_bytes + 1)
-                after = read_state(os.fstat(file.fileno()))
+                after = read_state(os.fstat(file.fileno()), reading=reading)
             if len(body) > self.max_bytes:
                 raise self._refuse_size("grew while it was read past")
             if before == after and len(body) == after.size_bytes:
@@ -190,10 +200,11 @@ class FileReader:
         )
 
 
-def read_state(info: os.stat_result) -> SourceState:
-    """What a file is compared by."""
+def read_state(info: os.stat_result, *, reading: str = "") -> SourceState:
+    """What a file is compared by: its status, and the ``reading_version`` of its text."""
+    version = f"{info.st_mtime_ns:x}-{info.st_size:x}"
     return SourceState(
-        version=f"{info.st_mtime_ns:x}-{info.st_size:x}",
+        version=f"{version} {reading}" if reading else version,
         size_bytes=info.st_size,
         mtime_ns=info.st_mtime_ns,
         ctime_ns=info.st_ctime_ns,

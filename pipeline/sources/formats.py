@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from importlib import metadata
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from lodestream.actors.paragraphs import TextFormat
@@ -73,7 +73,7 @@ class Extracted:
 
 def format_of(name: str) -> DocumentFormat:
     """The format that a name's extension stands for; "text" for any that is not known."""
-    return _FORMATS.get(PurePosixPath(name).suffix.lower(), "text")
+    return _FORMATS.get(os.path.splitext(name)[1].lower(), "text")
 
 
 def reading_version(document_format: DocumentFormat, encoding: str = AUTO) -> str:
@@ -124,19 +124,9 @@ def extract_text(text: str, document_format: DocumentFormat) -> Extracted:
     return Extracted(text=text, text_format=document_format)
 
 
-def check_encoding(name: str) -> str:
-    """``name`` if it is ``auto`` or an encoding of text that Python knows.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if name == AUTO:
-        return name
-    try:
-        b"a".decode(name)  # refuses what is no encoding of text, such as "hex"
-    except (LookupError, UnicodeError, ValueError):
-        raise ValueError('must be "auto" or the name of an encoding, such as "utf-8" or "windows-1252"') from None
-    return name
+def describe_failure(error: DocumentError) -> str:
+    """Why a document goes to quarantine, with what mends it."""
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _decode_unknown(body: bytes, declared: str | None, setting: str) -> str:

@@ -177,7 +177,7 @@ def test_file_that_never_rests_is_read_again_next_time(folder: Path, monkeypatch
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\xff\xfe\x00", "UTF-16"),
+        (b"\xff\xfe\x00", "not utf-16"),
         (b"a\0b", "NUL byte at offset 1"),
         (b"caf\xe9", "0xe9 at offset 3"),
         (b"x" * 99, "99"),
@@ -189,6 +189,21 @@ def test_unusable_files_fail_with_the_reason(folder: Path, content: bytes, reaso
     body = read_all(source)["a.md"]
     assert body.text is None and reason in (body.failure or "")
     assert read_all(source)["a.md"].content_hash == body.content_hash
+
+
+def test_a_page_is_read_as_text_and_again_where_its_reading_changes(folder: Path) -> None:
+    (folder / "page.html").write_bytes(b'<h1 id="x">Head</h1><p>caf\xe9 <a href="y">link</a></p>')
+    os.utime(folder / "page.html", (OLD_S, OLD_S))
+    body = read_all(open_folder(folder))["page.html"]
+    assert "sources.docs.encoding" in (body.failure or "")
+    source = open_folder(folder, encoding="windows-1252")
+    body = read_all(source)["page.html"]
+    assert (body.text, body.text_format) == ("# Head\n\ncafé link\n", "markdown")
+    known = remember(source)
+    assert [c.doc_id for c in source.changes({}, known).upserts] == []
+    other = open_folder(folder, encoding="iso-8859-15")
+    assert [c.doc_id for c in other.changes({}, known).upserts] == ["a.md", "b.txt", "deep/c.rst", "page.html"]
+    assert read_all(other)["page.html"].content_hash != body.content_hash
 
 
 def test_vanished_file_is_gone_and_no_failure(folder: Path) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lodestream.errors import DocumentError
 from lodestream.pipeline.sources.formats import (
-    check_encoding,
     extract_bytes,
     extract_text,
     format_of,
@@ -156,14 +155,3 @@ def test_the_hash_depends_on_how_the_bytes_are_read() -> None:
     assert versions[0] == ""
     assert versions[1].startswith("html-to-markdown ")
     assert len({hash_body(body, version) for version in versions}) == 3
-
-
-@pytest.mark.parametrize("name", ["auto", "utf-8", "windows-1252", "koi8-r"])
-def test_known_encodings_are_accepted(name: str) -> None:
-    assert check_encoding(name) == name
-
-
-@pytest.mark.parametrize("name", ["utf-9", "hex", "rot13", ""])
-def test_unknown_encodings_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        check_encoding(name)
