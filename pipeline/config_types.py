@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from lodestream.pipeline.durations import parse_duration
 from lodestream.pipeline.sizes import parse_size
 
 AUTO_ENCODING: Final = "auto"
@@ -32,6 +33,10 @@ Patterns = Annotated[
 ]
 Size = Annotated[
     int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=1)
+]
+# In seconds.
+Duration = Annotated[
+    float, BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value), Field(ge=0)
 ]
 Encoding = Annotated[Text, AfterValidator(check_encoding)]
 # A name stands in dotted paths and in variables, so it has neither dots nor a double underscore.
