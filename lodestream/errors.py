@@ -15,6 +15,7 @@
     |   |-- StoreUnwritable         no rights, no room, or not a folder                      exit 1
     |   |-- StoreSchemaMismatch     written by another schema version or vector width        exit 1
     |   |-- StoreCorrupt            a file of the store is torn, altered or gone             exit 3
+    |   |-- StoreUnreachable        (Transient) a server of the store gives no answer          exit 75
     |   |-- CommitConflict          (Transient) somebody else committed first: do it again   exit 75
     |   |-- CommitStateUnknown      the reply was lost: read the pointer, settle by nonce    exit 75
     |   `-- FencedError             (Terminal) a newer epoch has taken over: stop            exit 4
@@ -125,6 +126,12 @@ class StoreCorrupt(StoreError):
     """A file of the store is torn, altered or gone."""
 
     exit_code = 3
+
+
+class StoreUnreachable(Transient, StoreError):
+    """The server that holds the store, or its writer's lease, gives no answer. Nothing was changed."""
+
+    exit_code = 75
 
 
 class CommitConflict(Transient, StoreError):

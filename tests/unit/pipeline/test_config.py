@@ -126,7 +126,7 @@ def test_precedence(
 
 def test_every_setting_has_an_origin(tmp_path: Path) -> None:
     settings = list_settings(load(tmp_path, overrides=("run.chunk_bytes=3MiB",)))
-    assert len(settings) == 22
+    assert len(settings) == 25
     named = {path: (value, origin) for path, value, origin in settings}
     assert named["sources.docs.path"] == ("docs", f"{CONFIG_NAME}:2")
     assert named["run.chunk_bytes"] == ("3MiB", "--set")
@@ -155,6 +155,12 @@ def test_text_becomes_the_type_that_is_wanted(tmp_path: Path, override: str, val
     loaded = load(tmp_path, overrides=(override,))
     found = at(loaded.config, override.partition("=")[0])
     assert (type(found), found) == (type(value), value)
+
+
+def test_passwords_are_not_shown(tmp_path: Path) -> None:
+    loaded = load(tmp_path, MINIMAL + "[lease]\nurl = 'postgresql://me:secret@host/db'")
+    shown = {name: value for name, value, _ in list_settings(loaded)}
+    assert shown["lease.url"] == "postgresql://me:***@host/db" and loaded.config.lease.url.count("secret") == 1
 
 
 def test_later_override_wins(tmp_path: Path) -> None:
@@ -261,6 +267,10 @@ def test_no_utf8(tmp_path: Path) -> None:
         ("[sources.b]\n", "3: sources.b.path is missing"),
         ("[sources.B]\npath = 'x'", "3: sources.B: a source's name"),
         ("[sources.b]\npath = 'x'\nkind = 'sql'", "5: sources.b.kind must be one of 'files', not 'sql'"),
+        ("[lease]\nbackend = 'etcd'", "3: lease.url is missing: the address of the server for backend 'etcd'"),
+        ("[lease]\nbackend='etcd'\nurl = 'redis://h'", "3: lease.url is one of backend 'redis', not 'etcd'"),
+        ("[lease]\nurl = 'ftp://h'", "3: lease.url: no register is known for ftp://; use a path, or one of: "),
+        ("[lease]\nttl_s = 0", "4: lease.ttl_s must be at least 1, not 0"),
         ("[segment]\nmax_tokens = 3", "3: segment.max_tokens must be 0 (the model's own limit) or at least 8"),
         (
             "[segment]\nmax_tokens = 32\ntarget_tokens = 33",

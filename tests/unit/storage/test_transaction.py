@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError
 from lodestream.schema import SOURCE_STATE_SCHEMA
 from lodestream.storage import transaction as transaction_module
-from lodestream.storage.register import LocalRegister
+from lodestream.storage.registers.local import LocalRegister
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction

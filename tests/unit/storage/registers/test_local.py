@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, StoreCorrupt, StoreUnwritable
-from lodestream.storage import register as register_module
-from lodestream.storage.register import KEPT_RECORDS, LocalRegister
+from lodestream.storage.registers import local as register_module
+from lodestream.storage.registers.local import KEPT_RECORDS, LocalRegister
 
 
 @pytest.fixture
