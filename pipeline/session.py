@@ -11,6 +11,7 @@ from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ConfigError, StoreNotFound
 from lodestream.pipeline.config import Config, LoadedConfig
+from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 
 
@@ -71,10 +72,10 @@ def _keep_precision(stored: str) -> str:
     return stored
 
 
-def read_published(uri: str) -> PointerRecord | None:
-    """The pointer of the store at ``uri``, None where there is no store yet."""
+def read_published(location: Location) -> PointerRecord | None:
+    """The pointer of the store at ``location``, None where there is no store yet."""
     try:
-        return read_pointer(uri)[0]
+        return read_pointer(location)[0]
     except StoreNotFound:
         return None
 

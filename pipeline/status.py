@@ -55,7 +55,7 @@ def read_status(loaded: LoadedConfig) -> Status:
     """
     store = loaded.store_uri
     try:
-        pointer, _ = read_pointer(store)
+        pointer, _ = read_pointer(loaded.store_location)
     except StoreNotFound:
         return Status(health="empty", reason="nothing was run yet; next: lodestream run", store=store, pointer=None)
     health, reason = _judge(pointer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -17,15 +16,14 @@ import pyarrow.compute as pc
 from lodestream.errors import StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage.durability import sync_new_files
+from lodestream.storage.location import Location, Place
 from lodestream.storage.reader import locate_table
 from lodestream.storage.snapshot import (
     OLDEST_SCHEMA_VERSION,
     PointerRecord,
     SnapshotRecord,
-    name_tag,
     open_register,
     read_pointer,
-    resolve_uri,
 )
 from lodestream.storage.table import Table
 
@@ -43,8 +41,8 @@ class Migration:
     dropped_run_id: str | None
 
 
-def migrate_store(uri: str) -> Migration:
-    """Bring the store at ``uri`` to this version's schema. A store that is there already is left as it is.
+def migrate_store(place: Place) -> Migration:
+    """Bring the store at ``place`` to this version's schema. A store that is there already is left as it is.
 
     Snapshots before the current one cannot be opened any more, and an unfinished run begins anew. A migration that is
     killed leaves the store as it was.
@@ -54,48 +52,43 @@ def migrate_store(uri: str) -> Migration:
         StoreSchemaMismatch: a later version of lodestream wrote it, or one before the first that can be migrated.
         CommitConflict: a run published meanwhile; migrate again.
     """
-    pointer, version = read_pointer(uri)
-    root = resolve_uri(uri)
+    location = Location.parse(place)
+    pointer, version = read_pointer(location)
     dropped = pointer.staged.run_id if pointer.staged else None
     if pointer.schema_version == SCHEMA_VERSION:
         return _describe(pointer, pointer, num_documents=0, dropped_run_id=None)
     if not OLDEST_SCHEMA_VERSION <= pointer.schema_version < SCHEMA_VERSION:
         raise StoreSchemaMismatch(
-            f"the store at {root} has schema version {pointer.schema_version}; those from {OLDEST_SCHEMA_VERSION} to "
-            f"{SCHEMA_VERSION} can be migrated",
+            f"the store at {location} has schema version {pointer.schema_version}; those from "
+            f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION} can be migrated",
             "pip install --upgrade lodestream",
         )
     if not pointer.sequence:
-        raise StoreNotFound(
-            f"nothing is published at {root}, so there is nothing to migrate", f"rm -r {root}, then: lodestream run"
-        )
-    states = _make_states(root, pointer)
+        raise StoreNotFound(f"nothing is published at {location}, so there is nothing to migrate", "lodestream run")
+    states = _make_states(location, pointer)
     migrated = _follow(pointer, {**pointer.tables, "source_state": states.version})
-    states.tag(name_tag(migrated.sequence))
-    for name in ("features", "documents"):
-        _open_published(root, pointer, name).tag(name_tag(migrated.sequence))
-    for name in TABLES:
-        sync_new_files(locate_table(root, name), frozenset())
-    open_register(root).cas(version, migrated.to_json())
+    if location.is_local:
+        sync_new_files(states.path, frozenset())
+    open_register(location).cas(version, migrated.to_json())
     return _describe(pointer, migrated, num_documents=states.count(), dropped_run_id=dropped)
 
 
-def _make_states(root: Path, pointer: PointerRecord) -> Table:
+def _make_states(location: Location, pointer: PointerRecord) -> Table:
     documents = Table.open(
-        locate_table(root, "documents"),
+        locate_table(location, "documents"),
         TABLES["documents"].make_schema(pointer.dim),
         version=pointer.tables["documents"],
     )
-    path = locate_table(root, "source_state")
+    place = locate_table(location, "source_state")
     # A migration that was killed before it swung the pointer left its rows: they are rolled over.
-    is_there = (path / "_versions").exists()
-    empty = Table.open(path, SOURCE_STATE_SCHEMA, version=1) if is_there else Table.create(path, SOURCE_STATE_SCHEMA)
+    is_there = not place.child("_versions").is_empty()
+    empty = Table.open(place, SOURCE_STATE_SCHEMA, version=1) if is_there else Table.create(place, SOURCE_STATE_SCHEMA)
     rows = derive_states(documents.read(_DOCUMENT_COLUMNS), run_id=pointer.run_id)
     return empty.replace_documents(pa.array([], pa.string()), rows).tidy(TABLES["source_state"].indexed)
 
 
-def _open_published(root: Path, pointer: PointerRecord, name: str) -> Table:
-    return Table.open(locate_table(root, name), TABLES[name].make_schema(pointer.dim), version=pointer.tables[name])
+def _open_published(location: Location, pointer: PointerRecord, name: str) -> Table:
+    return Table.open(locate_table(location, name), TABLES[name].make_schema(pointer.dim), version=pointer.tables[name])
 
 
 def derive_states(documents: pa.Table, *, run_id: str) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from lodestream.errors import StoreError
 from lodestream.schema import FINGERPRINT_BYTES, GRANULARITIES, TABLES
+from lodestream.storage.location import Location
 from lodestream.storage.snapshot import SnapshotRecord
 from lodestream.storage.table import Table
 
@@ -53,16 +53,18 @@ class Snapshot:
     transaction's working state (``published_at`` is None) at least until that transaction ends.
     """
 
-    def __init__(self, root: Path, dim: int, record: SnapshotRecord, tables: Mapping[str, Table] | None = None) -> None:
+    def __init__(
+        self, location: Location, dim: int, record: SnapshotRecord, tables: Mapping[str, Table] | None = None
+    ) -> None:
         """Open the tables that ``record`` names, or take ``tables``, which are those."""
-        self._root = root
+        self._location = location
         self._record = record
         self.dim = dim
-        self._tables = dict(tables) if tables is not None else open_tables(root, dim, record.tables)
+        self._tables = dict(tables) if tables is not None else open_tables(location, dim, record.tables)
         self._features, self._documents = self._tables["features"], self._tables["documents"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._root, self.dim, self._record)
+        return type(self), (self._location, self.dim, self._record)
 
     @property
     def sequence(self) -> int:
@@ -186,7 +188,7 @@ class Snapshot:
         return self._documents.count()
 
 
-def open_tables(root: Path, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
+def open_tables(location: Location, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
     """Open the tables of a store at the given versions.
 
     Raises:
@@ -195,14 +197,14 @@ def open_tables(root: Path, dim: int, versions: Mapping[str, int]) -> dict[str, 
     if set(versions) != set(TABLES):
         raise StoreError(f"the store names the tables {sorted(versions)}", "pip install --upgrade lodestream")
     return {
-        name: Table.open(locate_table(root, name), kind.make_schema(dim), version=versions[name])
+        name: Table.open(locate_table(location, name), kind.make_schema(dim), version=versions[name])
         for name, kind in TABLES.items()
     }
 
 
-def locate_table(root: Path, name: str) -> Path:
-    """Return the folder of a table."""
-    return root / f"{name}.lance"
+def locate_table(location: Location, name: str) -> Location:
+    """Return where a table of the store at ``location`` is."""
+    return location.child(f"{name}.lance")
 
 
 def _split(values: Sequence[Any] | None) -> list[Any]:

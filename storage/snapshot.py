@@ -9,20 +9,19 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlparse
 
-from lodestream.errors import ConfigError, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
-from lodestream.storage.register import LocalRegister, Record, Version
+from lodestream.errors import StoreCorrupt, StoreNotFound, StoreSchemaMismatch
+from lodestream.storage.location import Location, Place
+from lodestream.storage.registers.local import LocalRegister
+from lodestream.storage.registers.options import RegisterOptions
+from lodestream.storage.registers.protocol import CasRegister, Record, Version
 
 RECORD_FORMAT: Final = 1
 """Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
 
 OLDEST_SCHEMA_VERSION: Final = 1
 """Tables of this schema version and later ones can be migrated."""
-
-_ENCODED_CHARS: Final = '\\{}^%`[]"<>~#|*?'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +91,13 @@ class PointerRecord:
         """Return the record that comes after this one: ``changes`` applied, a fresh nonce, this nonce as previous."""
         return replace(self, nonce=make_nonce(), previous=self.nonce, **changes)
 
+    def named_versions(self, table: str) -> set[int]:
+        """Return the versions of a table that must be kept: published ones, and those of an unfinished run."""
+        records = [self.tables, *(record.tables for record in self.history)]
+        if self.staged is not None:
+            records.append(self.staged.tables)
+        return {tables[table] for tables in records if table in tables}
+
     def to_json(self) -> Record:
         """Return the record as JSON values; times as ISO 8601 in UTC."""
         values: Record = _encode(asdict(self))
@@ -127,8 +133,8 @@ class PointerRecord:
             ) from error
 
 
-def read_pointer(uri: str) -> tuple[PointerRecord, Version]:
-    """Read the pointer of the store at ``uri``.
+def read_pointer(place: Place) -> tuple[PointerRecord, Version]:
+    """Read the pointer of the store at ``place``.
 
     Returns:
         The record, and the register's version of it for a later compare-and-swap.
@@ -136,48 +142,34 @@ def read_pointer(uri: str) -> tuple[PointerRecord, Version]:
     Raises:
         StoreNotFound: there is no store.
         StoreCorrupt, StoreSchemaMismatch: see PointerRecord.from_json.
+        StoreUnreachable: its object store gives no answer.
     """
-    path = resolve_uri(uri)
-    found = open_register(path).read()
+    location = Location.parse(place)
+    found = open_register(location).read()
     if found is None:
-        reason = "it is a file" if path.is_file() else "nothing has been written there yet"
-        raise StoreNotFound(f"there is no store at {path}: {reason}", "lodestream run")
+        is_file = location.is_local and location.path.is_file()
+        reason = "it is a file" if is_file else "nothing has been written there yet"
+        raise StoreNotFound(f"there is no store at {location}: {reason}", "lodestream run")
     return PointerRecord.from_json(found[0]), found[1]
 
 
-def open_register(path: Path) -> LocalRegister:
-    """Return the register that holds the pointer of the store in the folder ``path``."""
-    return LocalRegister(path / "pointer")
+def open_register(place: Place) -> CasRegister:
+    """Return the register that holds the pointer of the store at ``place``."""
+    location = Location.parse(place)
+    if location.is_local:
+        return LocalRegister(location.path / "pointer")
+    return open_object_register(location, "pointer")
 
 
-def resolve_uri(uri: str) -> Path:
-    """Return the folder that ``uri`` (a path, or ``file://...``) names.
+def open_object_register(location: Location, name: str) -> CasRegister:
+    """Return the register ``name`` in the object store at ``location``.
 
     Raises:
-        ConfigError: it names something else than a local folder.
+        ConfigError: the place or an option is not known to obstore.
     """
-    if uri.startswith("file://"):
-        return _require_plain(Path(unquote(urlparse(uri).path)).resolve())
-    if "://" in uri:
-        raise ConfigError(f"store.uri must be a local folder, not {uri}", "set store.uri to a path")
-    return _require_plain(Path(uri).expanduser().resolve())
+    from lodestream.storage.registers.opening import open_register as open_kind
 
-
-def _require_plain(path: Path) -> Path:
-    # pylance 14 writes the tags of a table below such a path into a second, percent-encoded folder, where they are lost
-    # when the store is moved.
-    odd = sorted({char for char in str(path) if not " " <= char < "\x7f" or char in _ENCODED_CHARS})
-    if odd:
-        raise ConfigError(
-            f"the store's path {str(path)!r} has characters that the table format cannot keep: {''.join(odd)!r}",
-            "set store.uri to a folder whose whole path is plain ASCII without any of " + " ".join(_ENCODED_CHARS),
-        )
-    return path
-
-
-def name_tag(sequence: int) -> str:
-    """Return the name of the tag that protects a published snapshot's tables."""
-    return f"snapshot-{sequence}"
+    return open_kind("object", location.uri, name, RegisterOptions(storage=location.options))
 
 
 def make_nonce() -> str:

@@ -19,7 +19,6 @@ STEPS: Final = (
     "publish.compacted",
     "publish.indexed",
     "publish.synced",
-    "publish.tagged",
     "publish.swung",
     "publish.trimmed",
     "register.written",

@@ -1,9 +1,10 @@
-"""The feature store: a folder with the tables and the pointer that says which of their versions are published.
+"""The feature store: a folder, or a prefix in a bucket, with the tables and the pointer that says which of their
+versions are published.
 
 <store>/features.lance      one row per span, with its vector
 <store>/documents.lance     one row per document, with its text
 <store>/source_state.lance  one row per document, with what its source said of it
-<store>/pointer/            the published pointer, as numbered records
+<store>/pointer/            the published pointer: numbered records; one object pointer.json in an object store
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, TABLES
 from lodestream.storage.durability import make_folder, sync_new_files
+from lodestream.storage.location import Location, Place
 from lodestream.storage.reader import Snapshot, locate_table
 from lodestream.storage.snapshot import (
     OLDEST_SCHEMA_VERSION,
@@ -21,7 +23,6 @@ from lodestream.storage.snapshot import (
     make_nonce,
     open_register,
     read_pointer,
-    resolve_uri,
 )
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import RunIdentity, Transaction
@@ -30,7 +31,7 @@ __all__ = ["FeatureStore", "Snapshot", "Transaction"]
 
 
 class FeatureStore:
-    """A store in a local folder.
+    """A store in a local folder or an object store.
 
     Guarantees: readers see whole published snapshots and nothing else; a writer that is killed at any moment leaves the
     published snapshot as it was; what is published has been flushed to the disk. Safe for use by many threads and
@@ -39,49 +40,54 @@ class FeatureStore:
     Not guaranteed: anything on file systems without atomic hard links.
     """
 
-    def __init__(self, root: Path, *, dim: int) -> None:
-        self.root = root
+    def __init__(self, location: Location, *, dim: int) -> None:
+        self.location = location
         self.dim = dim
 
+    @property
+    def root(self) -> Path:
+        """The store's folder, where it lies on a local disk."""
+        return self.location.path
+
     @classmethod
-    def open(cls, uri: str) -> FeatureStore:
+    def open(cls, place: Place) -> FeatureStore:
         """Open a store that exists.
 
         Args:
-            uri: the store's folder.
+            place: the store's folder, URI or Location.
 
         Raises:
             StoreNotFound: there is none.
             StoreSchemaMismatch: another version of lodestream wrote it.
             StoreCorrupt: its pointer is torn.
         """
-        pointer, _ = read_pointer(uri)
-        root = resolve_uri(uri)
-        _require_schema(root, pointer)
-        return cls(root, dim=pointer.dim)
+        location = Location.parse(place)
+        pointer, _ = read_pointer(location)
+        _require_schema(location, pointer)
+        return cls(location, dim=pointer.dim)
 
     @classmethod
-    def open_or_create(cls, uri: str, *, dim: int) -> FeatureStore:
+    def open_or_create(cls, place: Place, *, dim: int) -> FeatureStore:
         """Open a store for vectors of width ``dim``; create it, with nothing published, where there is none.
 
         Raises:
             StoreSchemaMismatch: the store there holds vectors of another width, or is of another version.
             StoreUnwritable: no rights, no room, or a file stands there.
         """
-        root = resolve_uri(uri)
-        if open_register(root).read() is None:
-            _create(root, dim)
-        store = cls.open(uri)
+        location = Location.parse(place)
+        if open_register(location).read() is None:
+            _create(location, dim)
+        store = cls.open(location)
         if store.dim != dim:
             raise StoreSchemaMismatch(
-                f"the store at {root} holds vectors of width {store.dim}, the encoder makes vectors of width {dim}",
+                f"the store at {location} holds vectors of width {store.dim}, the encoder makes vectors of width {dim}",
                 "set store.uri to a new folder, or encoder.model back to a model of that width",
             )
         return store
 
     def pointer(self) -> PointerRecord:
         """Read the published pointer."""
-        return read_pointer(str(self.root))[0]
+        return read_pointer(self.location)[0]
 
     def open_snapshot(self, sequence: int | Literal["latest"] = "latest") -> Snapshot:
         """Open a published snapshot.
@@ -92,12 +98,12 @@ class FeatureStore:
         """
         pointer = self.pointer()
         if not pointer.history:
-            raise StoreNotFound(f"nothing is published at {self.root} yet", "lodestream run")
+            raise StoreNotFound(f"nothing is published at {self.location} yet", "lodestream run")
         if sequence == "latest":
-            return Snapshot(self.root, pointer.dim, pointer.history[-1])
+            return Snapshot(self.location, pointer.dim, pointer.history[-1])
         for record in pointer.history:
             if record.sequence == sequence:
-                return Snapshot(self.root, pointer.dim, record)
+                return Snapshot(self.location, pointer.dim, record)
         first, last = pointer.history[0].sequence, pointer.history[-1].sequence
         raise NotFoundError(f"there is no snapshot {sequence}", f"the store keeps the snapshots {first} to {last}")
 
@@ -113,16 +119,18 @@ class FeatureStore:
         Raises:
             CommitConflict: another writer began at this moment.
         """
-        found = read_pointer(str(self.root))
+        found = read_pointer(self.location)
         identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe)
-        return Transaction(self.root, open_register(self.root), found, identity)
+        return Transaction(self.location, open_register(self.location), found, identity)
 
 
-def _create(root: Path, dim: int) -> None:
-    make_folder(root)
-    tables = {name: Table.create(locate_table(root, name), kind.make_schema(dim)) for name, kind in TABLES.items()}
-    for table in tables.values():
-        sync_new_files(table.path, frozenset())
+def _create(location: Location, dim: int) -> None:
+    if location.is_local:
+        make_folder(location.path)
+    tables = {name: Table.create(locate_table(location, name), kind.make_schema(dim)) for name, kind in TABLES.items()}
+    if location.is_local:
+        for table in tables.values():
+            sync_new_files(table.path, frozenset())
     pointer = PointerRecord(
         sequence=0,
         epoch=0,
@@ -132,12 +140,12 @@ def _create(root: Path, dim: int) -> None:
         tables={name: table.version for name, table in tables.items()},
     )
     try:
-        open_register(root).cas(None, pointer.to_json())
+        open_register(location).cas(None, pointer.to_json())
     except CommitConflict:
         return  # somebody else created the same store at this moment
 
 
-def _require_schema(root: Path, pointer: PointerRecord) -> None:
+def _require_schema(location: Location, pointer: PointerRecord) -> None:
     if pointer.schema_version == SCHEMA_VERSION:
         return
     advice = "lodestream migrate"
@@ -146,5 +154,6 @@ def _require_schema(root: Path, pointer: PointerRecord) -> None:
     if pointer.schema_version > SCHEMA_VERSION:
         advice = "pip install --upgrade lodestream"
     raise StoreSchemaMismatch(
-        f"the store at {root} has schema version {pointer.schema_version}, this lodestream has {SCHEMA_VERSION}", advice
+        f"the store at {location} has schema version {pointer.schema_version}, this lodestream has {SCHEMA_VERSION}",
+        advice,
     )

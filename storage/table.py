@@ -7,10 +7,8 @@ killed or overtaken writer) is rolled over by restoring the version that was ask
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +18,14 @@ from lance import LanceDataset, LanceOperation
 
 from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch
 from lodestream.storage import steps
-from lodestream.storage.durability import explain_write_error, free_bytes
+from lodestream.storage.failures import explain_errors
+from lodestream.storage.location import Location, Place
 
 FILE_FORMAT: Final = "2.1"
 MAX_FRAGMENTS: Final = 32
-MAX_VERSIONS: Final = 64
-RETAINED_AGE: Final = timedelta(hours=1)
 
 _MAX_ATTEMPTS: Final = 3
+_COUNTED_FROM: Final = 2**64 - 1
 _IO_BUFFER_BYTES: Final = 64 << 20  # Lance's own default is 2 GiB a scan
 _CACHE_BYTES: Final = 256 << 20
 _ZSTD: Final = {"lance-encoding:compression": "zstd"}
@@ -39,51 +37,59 @@ _CONTENT_KEEPING: Final = (LanceOperation.Rewrite, LanceOperation.CreateIndex)
 class Table:
     """An immutable version of a table. Every change returns the table at its new version. Safe for many threads."""
 
-    def __init__(self, path: Path, schema: pa.Schema, dataset: LanceDataset) -> None:
-        self.path = path
+    def __init__(self, location: Location, schema: pa.Schema, dataset: LanceDataset) -> None:
+        self.location = location
         self.schema = schema
         self._dataset = dataset
 
     @classmethod
-    def create(cls, path: Path, schema: pa.Schema) -> Table:
+    def create(cls, place: Place, schema: pa.Schema) -> Table:
         """Create an empty table; one that is already there must be empty and of this schema.
 
         Raises:
             StoreCorrupt: there is a table with a past already.
             StoreUnwritable: no rights, no room, or a file stands there.
         """
-        with explain_errors(path):
-            if (path / "_versions").exists():
-                table = cls.open(path, schema, version=1)
+        location = Location.parse(place)
+        with explain_errors(location):
+            if not location.child("_versions").is_empty():
+                table = cls.open(location, schema, version=1)
                 if table.head_version != 1:
                     raise StoreCorrupt(
-                        f"{path} holds data, but the pointer that names its published version is gone",
-                        f"restore the folder {path.parent / 'pointer'} from a backup, or move {path.parent} away",
+                        f"{location} holds data, but the pointer that names its published version is gone",
+                        "restore the store's pointer from a backup, or move the store away",
                     )
                 return table
             dataset = lance.write_dataset(
                 compress_fields(schema).empty_table(),
-                str(path),
+                location.uri,
                 data_storage_version=FILE_FORMAT,
                 enable_stable_row_ids=True,
+                storage_options=location.lance_options,
             )
-        return cls(path, schema, dataset)
+        return cls(location, schema, dataset)
 
     @classmethod
-    def open(cls, path: Path, schema: pa.Schema, *, version: int) -> Table:
+    def open(cls, place: Place, schema: pa.Schema, *, version: int) -> Table:
         """Open one version.
 
         Raises:
             StoreCorrupt: the version or the whole table is gone.
             StoreSchemaMismatch: it has other columns.
         """
-        dataset = _open_dataset(path, version)
+        location = Location.parse(place)
+        dataset = _open_dataset(location, version)
         if not _conform_schema(dataset.schema, schema):
             raise StoreSchemaMismatch(
-                f"{path} has other columns than this version of lodestream writes",
+                f"{location} has other columns than this version of lodestream writes",
                 "set store.uri to a new folder and run: lodestream run",
             )
-        return cls(path, schema, dataset)
+        return cls(location, schema, dataset)
+
+    @property
+    def path(self) -> Path:
+        """The table's folder, where it lies on a local disk."""
+        return self.location.path
 
     @property
     def version(self) -> int:
@@ -93,7 +99,7 @@ class Table:
     @property
     def head_version(self) -> int:
         """The newest version on the disk, whoever made it."""
-        with explain_errors(self.path):
+        with explain_errors(self.location):
             return int(self._dataset.latest_version)
 
     @property
@@ -113,7 +119,7 @@ class Table:
             with_index: False reads every row instead of asking the indexes.
         """
         schema = pa.schema([self.schema.field(name) for name in columns])
-        with explain_errors(self.path):
+        with explain_errors(self.location):
             scanner = self._dataset.scanner(
                 columns=list(columns),
                 filter=where,
@@ -133,7 +139,7 @@ class Table:
 
     def count(self, where: Any = None) -> int:
         """Return the number of rows."""
-        with explain_errors(self.path):
+        with explain_errors(self.location):
             return int(self._dataset.count_rows(filter=where))
 
     def replace_documents(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Table:
@@ -150,7 +156,7 @@ class Table:
             CommitConflict: others kept committing to the table.
         """
         for _ in range(_MAX_ATTEMPTS):
-            with explain_errors(self.path):
+            with explain_errors(self.location):
                 base = self._bring_to_head()
                 operation = base._plan_replacement(removed_doc_ids, rows)
                 if operation is None:
@@ -158,11 +164,16 @@ class Table:
                 steps.reach("chunk.files_written")
                 # Without retries Lance still merges with what others committed since: hence the check.
                 dataset = LanceDataset.commit(
-                    str(self.path), operation, read_version=base.version, max_retries=0, enable_stable_row_ids=True
+                    self.location.uri,
+                    operation,
+                    read_version=base.version,
+                    max_retries=0,
+                    enable_stable_row_ids=True,
+                    storage_options=self.location.lance_options,
                 )
                 if dataset.version == base.version + 1:
-                    return Table(self.path, self.schema, dataset)
-        raise _busy(self.path)
+                    return Table(self.location, self.schema, dataset)
+        raise _busy(self.location)
 
     def tidy(self, indexed_columns: Sequence[str]) -> Table:
         """Bring the indexes up to date, and merge the data files if there are many; the rows stay the same.
@@ -171,9 +182,9 @@ class Table:
             CommitConflict: others kept committing to the table.
         """
         for _ in range(_MAX_ATTEMPTS):
-            with explain_errors(self.path):
+            with explain_errors(self.location):
                 base = self._bring_to_head()
-                dataset = _open_dataset(self.path, base.version)
+                dataset = _open_dataset(self.location, base.version)
                 if base.num_fragments > MAX_FRAGMENTS:
                     dataset.optimize.compact_files(num_threads=2)
                     steps.reach("publish.compacted")
@@ -184,29 +195,33 @@ class Table:
                 if indexed:
                     dataset.optimize.optimize_indices()
                 steps.reach("publish.indexed")
-                tidied = Table(self.path, self.schema, _open_dataset(self.path, self.head_version))
+                tidied = Table(self.location, self.schema, _open_dataset(self.location, self.head_version))
                 if tidied._keeps_content_since(base.version):
                     return tidied
-        raise _busy(self.path)
+        raise _busy(self.location)
 
-    def tag(self, name: str) -> None:
-        """Protect this version from cleanup under ``name``; a tag of that name moves here."""
-        with explain_errors(self.path):
-            tags = self._dataset.tags
-            if name in tags.list():
-                tags.delete(name)
-            tags.create(name, self.version)
+    def list_versions(self) -> dict[int, datetime]:
+        """Return all versions that can be opened, whoever made them, and when they were made."""
+        with explain_errors(self.location):
+            found = self.location.child("_versions").list_objects()
+            return {number: item.modified_at for item in found if (number := _read_version(item.name)) is not None}
 
-    def clean_up(self, kept_tags: set[str]) -> None:
-        """Delete tags that are not ``kept_tags``, and then, if there are many, versions that no tag protects.
+    def remove_versions(self, versions: Collection[int]) -> int:
+        """Remove versions, and the files that no other version has. The newest version stays in any case.
 
-        Versions younger than RETAINED_AGE stay: a reader may have them open.
+        Files that no version ever had (of a writer that was killed, or is still at work) stay as well.
+
+        Returns:
+            Bytes freed.
         """
-        with explain_errors(self.path):
-            for name in set(self._dataset.tags.list()) - kept_tags:
-                self._dataset.tags.delete(name)
-            if len(os.listdir(self.path / "_versions")) > MAX_VERSIONS:
-                self._dataset.cleanup_old_versions(older_than=RETAINED_AGE, error_if_tagged_old_versions=False)
+        if not versions:
+            return 0
+        with explain_errors(self.location):
+            # Only these: Lance's own rules of age and number know nothing of what the pointer names.
+            done: Any = self._dataset.cleanup_old_versions(
+                versions=sorted(versions), error_if_tagged_old_versions=False
+            )
+        return int(done.bytes_removed)
 
     def _plan_replacement(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Any:
         updated: Any = None
@@ -234,14 +249,14 @@ class Table:
         for _ in range(_MAX_ATTEMPTS):
             if self.head_version == self.version:
                 return self
-            dataset: Any = _open_dataset(self.path, self.version)
+            dataset: Any = _open_dataset(self.location, self.version)
             dataset.restore()
             steps.reach("chunk.restored")
             operation = _read_operation(dataset, dataset.version)
             is_mine = isinstance(operation, LanceOperation.Restore) and operation.version == self.version
             if is_mine and dataset.latest_version == dataset.version:
-                return Table(self.path, self.schema, _open_dataset(self.path, dataset.version))
-        raise _busy(self.path)
+                return Table(self.location, self.schema, _open_dataset(self.location, dataset.version))
+        raise _busy(self.location)
 
     def _keeps_content_since(self, version: int) -> bool:
         for later in range(version + 1, self.version + 1):
@@ -249,24 +264,6 @@ class Table:
             if not isinstance(operation, _CONTENT_KEEPING) and type(operation) is not LanceOperation.BaseOperation:
                 return False
         return True
-
-
-@contextmanager
-def explain_errors(path: Path) -> Iterator[None]:
-    """Turn what Lance and the operating system raise about ``path`` into errors of the store."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        text = str(error)
-        refused = explain_write_error(path, getattr(error, "errno", None), text)
-        if refused is not None:
-            raise refused from error
-        if "Invalid user input" not in text and (isinstance(error, OSError) or _speaks_of_files(text)):
-            raise StoreCorrupt(
-                f"{path} cannot be read: {text.splitlines()[0][:300]} ({free_bytes(path):,} bytes free)",
-                f"restore {path.parent} from a backup, or move it away and run: lodestream run",
-            ) from error
-        raise
 
 
 def compress_fields(schema: pa.Schema) -> pa.Schema:
@@ -297,15 +294,25 @@ def conform_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.cast(schema)
 
 
-def _open_dataset(path: Path, version: int) -> LanceDataset:
-    if not path.is_dir():
+def _open_dataset(location: Location, version: int) -> LanceDataset:
+    if location.is_local and not location.path.is_dir():
         raise StoreCorrupt(
-            f"the table {path} is gone", f"restore {path.parent} from a backup, or move it away and run: lodestream run"
+            f"the table {location} is gone", "restore the store from a backup, or move it away and run: lodestream run"
         )
-    with explain_errors(path):
+    with explain_errors(location):
         return lance.dataset(
-            str(path), version=version, index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+            location.uri,
+            version=version,
+            index_cache_size_bytes=_CACHE_BYTES,
+            metadata_cache_size_bytes=_CACHE_BYTES,
+            storage_options=location.lance_options,
         )
+
+
+def _read_version(name: str) -> int | None:
+    """Return the version of a manifest's file name, which counts downward so that the newest is listed first."""
+    stem, _, suffix = name.rpartition(".")
+    return _COUNTED_FROM - int(stem) if suffix == "manifest" and stem.isdecimal() else None
 
 
 def _read_operation(dataset: LanceDataset, version: int) -> Any:
@@ -333,12 +340,7 @@ def _conform_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(column.flatten(), type=wanted)  # lists only: see _conform_schema
 
 
-def _speaks_of_files(text: str) -> bool:
-    # Lance and Arrow wrap a failed read into whatever error is at hand.
-    return "not found" in text.lower() or "LanceError(IO)" in text or "External error" in text
-
-
-def _busy(path: Path) -> CommitConflict:
+def _busy(location: Location) -> CommitConflict:
     return CommitConflict(
-        f"another process keeps writing to {path}", "wait for the other run to end, then run the same command again"
+        f"another process keeps writing to {location}", "wait for the other run to end, then run the same command again"
     )

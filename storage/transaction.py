@@ -2,7 +2,7 @@
 
 Between the two the tables' new versions are *staged*: the pointer names them, nobody reads them, and a run that is
 killed is continued from them. Order of a chunk: commit to the tables, flush, name the versions as staged. Order of
-publishing: tidy the tables, tag, flush, swing the pointer, clean up.
+publishing: tidy the tables, flush, swing the pointer, clean up.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,12 +20,15 @@ from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, S
 from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
 from lodestream.storage.durability import list_files, sync_new_files
+from lodestream.storage.location import Location
 from lodestream.storage.reader import Snapshot, open_tables
 from lodestream.storage.register import CasRegister, Version
-from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork, name_tag
+from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork
 from lodestream.storage.table import Table, conform_rows
 
 RETAINED_SNAPSHOTS: Final = 10
+RETAINED_AGE: Final = timedelta(hours=1)
+MAX_VERSIONS: Final = 64
 
 _LOOKUP_IDS: Final = 1000
 _LOG = logging.getLogger(__name__)
@@ -51,12 +53,12 @@ class Transaction:
 
     def __init__(
         self,
-        root: Path,
+        location: Location,
         register: CasRegister,
         found: tuple[PointerRecord, Version],
         identity: RunIdentity,
     ) -> None:
-        self._root = root
+        self._location = location
         self._register = register
         self._pointer, self._version = found
         self._identity = identity
@@ -71,7 +73,8 @@ class Transaction:
         self._swing(epoch=self._pointer.epoch + 1, staged=staged if self.resumed else None)
         self._has_claimed = True
         steps.reach("begin.claimed")
-        self._known = {name: list_files(table.path) for name, table in self._tables.items()}
+        is_local = location.is_local  # an object store keeps what it has accepted
+        self._known = {name: list_files(table.path) for name, table in self._tables.items()} if is_local else {}
 
     @property
     def epoch(self) -> int:
@@ -194,10 +197,10 @@ class Transaction:
             return None
 
     def _open_versions(self, versions: dict[str, int]) -> dict[str, Table]:
-        return open_tables(self._root, self._pointer.dim, versions)
+        return open_tables(self._location, self._pointer.dim, versions)
 
     def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
-        return Snapshot(self._root, self._pointer.dim, record, self._tables)
+        return Snapshot(self._location, self._pointer.dim, record, self._tables)
 
     def _select_removed(
         self, rows: Mapping[str, pa.Table], deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]
@@ -230,15 +233,9 @@ class Transaction:
 
     def _prepare_snapshot(self, now: datetime) -> SnapshotRecord:
         sequence = self._pointer.sequence + 1
-        tag = name_tag(sequence)
         for name, table in self._tables.items():
-            is_changed = table.version != self._pointer.tables[name]
-            tidied = table.tidy(TABLES[name].indexed) if is_changed else table
-            tidied.tag(tag)
-            self._tables[name] = tidied
-            # The tag may be there from a run that was killed before it published: flush it again in any case.
-            self._known[name] = frozenset(item for item in self._known[name] if Path(item).stem != tag)
-        steps.reach("publish.tagged")
+            if table.version != self._pointer.tables[name]:
+                self._tables[name] = table.tidy(TABLES[name].indexed)
         self._sync()
         steps.reach("publish.synced")
         return SnapshotRecord(
@@ -251,8 +248,8 @@ class Transaction:
         )
 
     def _sync(self) -> None:
-        for name, table in self._tables.items():
-            self._known[name] = sync_new_files(table.path, self._known[name])
+        for name, known in self._known.items():
+            self._known[name] = sync_new_files(self._tables[name].path, known)
 
     def _swing(self, **changes: Any) -> None:
         record = self._pointer.follow(**changes)
@@ -273,17 +270,31 @@ class Transaction:
         if not self._has_claimed or rival_epoch <= self._pointer.epoch:
             return conflict
         return FencedError(
-            f"another run began to write to {self._root} (epoch {rival_epoch}, this one has {self._pointer.epoch})",
+            f"another run began to write to {self._location} (epoch {rival_epoch}, this one has {self._pointer.epoch})",
             "let the other run end; it continues from what this one had staged",
         )
 
     def _clean_up(self) -> None:
-        kept = {name_tag(record.sequence) for record in self._pointer.history}
-        for table in self._tables.values():
-            try:
-                table.clean_up(kept)
-            except StoreError as error:  # published already: the next run cleans up
-                _LOG.warning("old versions could not be removed: %s", error)
+        try:
+            self._remove_old_versions()
+        except StoreError as error:  # published already: the next run cleans up
+            _LOG.warning("old versions could not be removed: %s", error)
+
+    def _remove_old_versions(self) -> None:
+        """Remove versions that nobody reads: not named by the pointer, and too old to be open still."""
+        # Listed first and looked up in the pointer afterwards: what a newer writer publishes while this one sleeps in
+        # between is not in the list, and what it had published before is in the pointer.
+        listed = {name: table.list_versions() for name, table in self._tables.items()}
+        if max(map(len, listed.values())) <= MAX_VERSIONS:
+            return
+        found = self._register.read()
+        pointer = None if found is None else PointerRecord.from_json(found[0])
+        if pointer is None or pointer.epoch != self.epoch:
+            return
+        horizon = datetime.now(UTC) - RETAINED_AGE
+        for name, table in self._tables.items():
+            old = {version for version, made_at in listed[name].items() if made_at < horizon}
+            table.remove_versions(old - pointer.named_versions(name) - {table.version})
 
     def _require_open(self) -> None:
         if not self._is_open:

@@ -41,7 +41,7 @@ def open_library(config: Path | None, overrides: list[str] | None) -> Library:
     from lodestream.pipeline.library import Library
     from lodestream.storage.store import FeatureStore
 
-    return Library(FeatureStore.open(load(config, overrides).store_uri))
+    return Library(FeatureStore.open(load(config, overrides).store_location))
 
 
 def note_flags(*, as_json: bool = False, debug: bool = False) -> None:

@@ -22,7 +22,7 @@ def migrate(
     from lodestream.storage.migration import migrate_store
 
     note_flags(as_json=as_json, debug=debug)
-    done = migrate_store(load(config, overrides).store_uri)
+    done = migrate_store(load(config, overrides).store_location)
     if as_json:
         output.print_json(asdict(done))
     elif done.schema_before == done.schema_after:

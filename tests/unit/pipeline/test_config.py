@@ -126,7 +126,7 @@ def test_precedence(
 
 def test_every_setting_has_an_origin(tmp_path: Path) -> None:
     settings = list_settings(load(tmp_path, overrides=("run.chunk_bytes=3MiB",)))
-    assert len(settings) == 25
+    assert len({name for name, _, _ in settings}) == len(settings) > 20
     named = {path: (value, origin) for path, value, origin in settings}
     assert named["sources.docs.path"] == ("docs", f"{CONFIG_NAME}:2")
     assert named["run.chunk_bytes"] == ("3MiB", "--set")

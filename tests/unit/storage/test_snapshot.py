@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lodestream.errors import ConfigError, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
+from lodestream.errors import StoreCorrupt, StoreNotFound, StoreSchemaMismatch
 from lodestream.storage.snapshot import (
     PointerRecord,
     SnapshotRecord,
     StagedWork,
     open_register,
     read_pointer,
-    resolve_uri,
 )
 
 TEXTS = st.text(max_size=8)
@@ -102,6 +101,18 @@ def test_missing_field(name: str) -> None:
         PointerRecord.from_json(values)
 
 
+def test_named_versions() -> None:
+    described: dict[str, Any] = {"feature_version": "f", "recipe": {}, "run_id": "r"}
+    older = SnapshotRecord(sequence=1, tables={"documents": 1}, published_at=None, **described)
+    current = SnapshotRecord(sequence=2, tables={"documents": 4, "features": 9}, published_at=None, **described)
+    staged = StagedWork(
+        kind="refresh", tables={"documents": 7}, num_chunks=1, staged_at=datetime(2026, 1, 1, tzinfo=UTC), **described
+    )
+    pointer = make_pointer(tables=current.tables, history=(older, current), staged=staged)
+    assert (pointer.named_versions("documents"), pointer.named_versions("features")) == ({1, 4, 7}, {9})
+    assert pointer.named_versions("later") == set()
+
+
 @pytest.mark.parametrize("bad", [{"published_at": "yesterday"}, {"history": [{}]}, {"staged": 3}])
 def test_unreadable_field(bad: dict[str, Any]) -> None:
     with pytest.raises(StoreCorrupt):
@@ -120,17 +131,6 @@ def test_no_store_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("notes")
     with pytest.raises(StoreNotFound, match="it is a file"):
         read_pointer(str(tmp_path / "store"))
-
-
-def test_uri_with_odd_characters(tmp_path: Path) -> None:
-    path = tmp_path / "a b'c &=+"
-    assert resolve_uri(str(path)) == path
-    assert resolve_uri(path.as_uri()) == path
-
-
-def test_uri_of_an_object_store() -> None:
-    with pytest.raises(ConfigError, match="store.uri"):
-        resolve_uri("s3://bucket/store")
 
 
 def test_reading_loads_no_engine(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import lance
@@ -154,32 +153,26 @@ def test_index_and_scan_agree_through_updates(table: Table) -> None:
                     assert sorted(found["key"].to_pylist()) == sorted(wanted["key"].to_pylist())
 
 
-def test_cleanup_spares_tagged_and_young_versions(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_module, "MAX_VERSIONS", 0)
-    tagged = replace(table, {"a": ["1"]})
-    tagged.tag("snapshot-1")
-    stored = tagged
+def test_versions_by_number(table: Table) -> None:
+    stored = replace(replace(table, {"a": ["1"]}), {"a": ["2"]})
+    assert sorted(stored.list_versions()) == list(range(1, stored.version + 1))
+    assert all(datetime.now(UTC) - made_at < timedelta(minutes=5) for made_at in stored.list_versions().values())
+
+
+def test_removed_versions_are_gone_and_no_others(table: Table) -> None:
+    kept = replace(table, {"a": ["1"], "b": ["0"]})
+    stored = kept
     for number in range(8):
         stored = replace(stored, {"a": [str(number)]})
-    stored.clean_up({"snapshot-1"})
-    assert len(os.listdir(table.path / "_versions")) > 8
-    monkeypatch.setattr(table_module, "RETAINED_AGE", timedelta(microseconds=1))
-    stored.clean_up({"snapshot-1"})
-    assert read_sorted(Table.open(table.path, SCHEMA, version=tagged.version)).num_rows == 2
-    with pytest.raises(StoreCorrupt):
-        Table.open(table.path, SCHEMA, version=tagged.version + 2)
-    stored.clean_up(set())
-    with pytest.raises(StoreCorrupt):
-        Table.open(table.path, SCHEMA, version=tagged.version)
-    assert read_sorted(stored).num_rows == 2
-
-
-def test_a_tag_moves(table: Table) -> None:
-    first = replace(table, {"a": ["1"]})
-    first.tag("snapshot-1")
-    second = replace(first, {"a": ["2"]})
-    second.tag("snapshot-1")
-    assert lance.dataset(str(table.path)).tags.list()["snapshot-1"]["version"] == second.version
+    removed = set(range(kept.version + 1, stored.version - 1))
+    assert stored.remove_versions(removed | {stored.version}) > 0
+    assert read_sorted(Table.open(table.path, SCHEMA, version=kept.version)).num_rows == 4
+    assert read_sorted(Table.open(table.path, SCHEMA, version=stored.version - 1)).num_rows == 4
+    for version in removed:
+        with pytest.raises(StoreCorrupt):
+            Table.open(table.path, SCHEMA, version=version)
+    assert stored.remove_versions(removed) == 0 == stored.remove_versions(set())
+    assert read_sorted(replace(stored, {"b": ["9"]}))["doc_id"].to_pylist().count("b") == 2
 
 
 def test_creating_twice(table: Table) -> None:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError
-from lodestream.schema import SOURCE_STATE_SCHEMA
+from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.registers.local import LocalRegister
 from lodestream.storage.store import FeatureStore
@@ -24,7 +22,6 @@ from tests.support.store_rows import (
     make_states,
     publish,
     read_contents,
-    read_rows,
     write,
 )
 
@@ -282,10 +279,11 @@ def test_lost_reply(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, was_ac
 def test_failed_cleanup_does_not_fail_the_run(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(table: Table, kept: set[str]) -> None:
+    def fail(table: Table, versions: set[int]) -> int:
         raise transaction_module.StoreError("no rights")
 
-    monkeypatch.setattr(Table, "clean_up", fail)
+    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(Table, "remove_versions", fail)
     assert publish(store, {"a": ["1"]}).sequence == 1
     assert "no rights" in caplog.text
 
@@ -325,74 +323,40 @@ def test_many_small_chunks_make_few_files(store: FeatureStore) -> None:
     assert read_contents(snapshot) == contents
 
 
-IDS = st.sampled_from(["a", "b'", "c\nd", "é\U0001f600", '"; --', ""])
-CHUNKS = st.dictionaries(IDS, st.lists(st.sampled_from(["x", "y", "z"]), max_size=3), max_size=4)
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)])
+def test_old_versions_are_removed_unless_named_or_young(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, age: timedelta
+) -> None:
+    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "RETAINED_AGE", age)
+    for number in range(transaction_module.RETAINED_SNAPSHOTS + 4):
+        transaction = begin(store)
+        for part in range(2):
+            write(transaction, {"a": [f"{number}-{part}"]})
+        last = transaction.publish(checkpoint={}, run={})
+    for name in TABLES:
+        table = last.open_table(name)
+        named = store.pointer().named_versions(name)
+        assert len(named) == transaction_module.RETAINED_SNAPSHOTS
+        assert set(table.list_versions()) == (named if age == timedelta(0) else set(range(1, table.version + 1)))
+    for sequence in range(5, last.sequence + 1):
+        assert read_contents(store.open_snapshot(sequence)) == {"a": [f"{sequence - 1}-1"]}
 
 
-class StoreMachine(RuleBasedStateMachine):
-    """A store against dictionaries: whatever is written, killed, resumed, dropped or published, in any order."""
+def test_overtaken_writer_removes_nothing(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It slept between publishing and cleaning up; what it knows of the pointer is long out of date."""
+    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "RETAINED_AGE", timedelta(0))
+    sleeper = begin(store)
+    write(sleeper, {"a": ["1"]})
 
-    @initialize(folder=st.just(None))
-    def create(self, folder: None) -> None:
-        import tempfile
+    def sleep(step: str) -> None:
+        if step == "publish.swung":
+            monkeypatch.setattr(transaction_module.steps, "reach", lambda step: None)
+            write(begin(store), {"b": ["2"]})
 
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = FeatureStore.open_or_create(self.folder.name, dim=DIM)
-        self.published: dict[str, list[str]] | None = None
-        self.working: dict[str, list[str]] = {}
-        self.transaction: Transaction | None = None
-        self.pinned: list[tuple[Any, dict[str, list[str]]]] = []
-        self.feature_version = "f1"
-
-    @rule(feature_version=st.sampled_from(["f1", "f1", "f2"]))
-    def begin(self, feature_version: str) -> None:
-        """Also when one is open: that one is as good as killed."""
-        staged = self.store.pointer().staged
-        self.transaction = begin(self.store, feature_version=feature_version)
-        assert self.transaction.resumed == (staged is not None and staged.feature_version == feature_version)
-        if not self.transaction.resumed:
-            self.working = dict(self.published or {})
-
-    @rule(chunk=CHUNKS, deleted=st.sets(IDS, max_size=2))
-    def write(self, chunk: dict[str, list[str]], deleted: set[str]) -> None:
-        if self.transaction is None:
-            return
-        write(self.transaction, chunk, deleted=sorted(deleted - chunk.keys()))
-        for doc_id in deleted:
-            self.working.pop(doc_id, None)
-        self.working |= chunk
-        assert read_contents(self.transaction.base) == self.working
-
-    @rule()
-    def publish(self) -> None:
-        if self.transaction is None:
-            return
-        snapshot = self.transaction.publish(checkpoint={}, run={})
-        self.published, self.transaction = dict(self.working), None
-        self.pinned = [*self.pinned[-2:], (snapshot, self.published)]
-
-    @rule()
-    def abandon(self) -> None:
-        if self.transaction is not None:
-            self.transaction.abandon()
-            self.transaction, self.working = None, dict(self.published or {})
-
-    @invariant()
-    def readers_see_what_was_published(self) -> None:
-        if not hasattr(self, "store"):
-            return
-        if self.published is not None:
-            assert read_contents(self.store.open_snapshot()) == self.published
-        for snapshot, contents in self.pinned:
-            assert read_contents(snapshot) == contents
-            for doc_id, texts in contents.items():
-                assert snapshot.get_features(doc_id, "sentence").num_rows == len(texts)
-            assert len(read_rows(snapshot, "documents")) == snapshot.count_documents()
-
-    def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
-
-
-TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+    monkeypatch.setattr(transaction_module.steps, "reach", sleep)
+    end(sleeper)
+    versions = store.open_snapshot().open_table("documents").list_versions()
+    assert sorted(versions) == list(range(1, max(versions) + 1))
+    assert read_contents(publish(store, {"c": ["3"]})) == {"a": ["1"], "b": ["2"], "c": ["3"]}
