@@ -64,7 +64,7 @@ def attend(
     Guarantees: the result of a segment does not depend on what shares its batch or on the order of the batch; the same
     input gives the same bits; on a GPU nothing waits for the device.
     Numerics: products and sums in float32. With everything kept this is dense attention.
-    Cost: with a share s kept, s + (1 - s) / 16 + 1 / correction_step + D / (2 n) of the dense FLOPs.
+    Cost: with a share s kept, s + (1 - s) / 16 + 1 / correction_step + D / n of the dense FLOPs.
     Source: stand-ins as in MRA-2 (arXiv 2207.10284), first order as in PISA (2602.01077), correction rows as in Delta
     attention (2505.11254).
 

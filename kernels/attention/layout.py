@@ -16,7 +16,7 @@ from typing import Final
 
 import torch
 
-QUERY_BLOCK: Final = 128
+QUERY_BLOCKS: Final = (64, 128)
 KEY_BLOCK: Final = 64
 CELL: Final = 16
 CELLS_PER_BLOCK: Final = KEY_BLOCK // CELL
@@ -59,6 +59,7 @@ class BlockLayout:
     """The segments of a batch, cut into rows, key blocks and cells. Plain integers: nothing here waits for a device."""
 
     segments: tuple[SegmentBlocks, ...]
+    query_block: int
 
     @cached_property
     def num_tokens(self) -> int:
@@ -77,18 +78,24 @@ class BlockLayout:
         return sum(segment.num_cells for segment in self.segments)
 
 
-def plan_blocks(lengths: Sequence[int]) -> BlockLayout:
+def plan_blocks(lengths: Sequence[int], *, query_block: int = 128) -> BlockLayout:
     """Cuts segments of ``lengths`` tokens that lie end to end.
 
+    Args:
+        lengths: tokens of each segment.
+        query_block: tokens of a row, 64 or 128: fewer choose more finely, more read each key less often.
+
     Raises:
-        ValueError: there is no segment, or one without tokens.
+        ValueError: there is no segment, or one without tokens, or query_block is neither.
     """
+    if query_block not in QUERY_BLOCKS:
+        raise ValueError(f"query_block is one of {QUERY_BLOCKS}, not {query_block}")
     if not lengths or min(lengths) < 1:
         raise ValueError("a batch needs at least one segment, and each segment at least one token")
     segments = []
     token_start = row_start = pair_start = cell_start = 0
     for length in lengths:
-        num_rows, num_blocks = -(-length // QUERY_BLOCK), -(-length // KEY_BLOCK)
+        num_rows, num_blocks = -(-length // query_block), -(-length // KEY_BLOCK)
         num_cells = -(-num_blocks * CELLS_PER_BLOCK // CELL_TILE) * CELL_TILE
         segments.append(
             SegmentBlocks(
@@ -106,7 +113,7 @@ def plan_blocks(lengths: Sequence[int]) -> BlockLayout:
         row_start += num_rows
         pair_start += num_rows * num_blocks
         cell_start += num_cells
-    return BlockLayout(segments=tuple(segments))
+    return BlockLayout(segments=tuple(segments), query_block=query_block)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +173,8 @@ def mask_window(layout: BlockLayout, *, window: int, device: torch.device | str 
         raise ValueError(f"a window reaches window // 2 tokens to either side: {window} is too small")
     keeps = []
     for segment in layout.segments:
-        row_start = torch.arange(segment.num_rows, device=device)[:, None] * QUERY_BLOCK
-        row_last = (row_start + QUERY_BLOCK).clamp(max=segment.num_tokens) - 1
+        row_start = torch.arange(segment.num_rows, device=device)[:, None] * layout.query_block
+        row_last = (row_start + layout.query_block).clamp(max=segment.num_tokens) - 1
         block_start = torch.arange(segment.num_blocks, device=device)[None, :] * KEY_BLOCK
         reach = window // 2
         keep = (block_start <= row_last + reach) & (block_start + KEY_BLOCK > row_start - reach)

@@ -13,7 +13,6 @@ from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import (
     CELLS_PER_BLOCK,
     KEY_BLOCK,
-    QUERY_BLOCK,
     BlockMask,
     SegmentBlocks,
 )
@@ -35,14 +34,15 @@ def attend_blocks(
     """
     out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
     lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+    query_block = mask.layout.query_block
     for number, segment in enumerate(mask.layout.segments):
         # [H, n, D] of the segment alone.
         q, k, v = (x[segment.tokens].transpose(0, 1).float() for x in (q_THD, k_THD, v_THD))
         keep = mask.keep_of(segment).expand(q.shape[0], -1, -1)
         stand_ins = None if cells is None else _take_cells(cells, segment, number)
         for row in range(segment.num_rows):
-            start = row * QUERY_BLOCK
-            end = min(start + QUERY_BLOCK, segment.num_tokens)
+            start = row * query_block
+            end = min(start + query_block, segment.num_tokens)
             seen = _mask_tokens(keep[:, row], segment, start, end, mask.window)
             out, lse = _attend_row(
                 q[:, start:end], k, v, seen=seen, keep_HB=keep[:, row], stand_ins=stand_ins, scale=scale

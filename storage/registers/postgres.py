@@ -141,7 +141,7 @@ class PostgresBackend:
 
     def _explain(self, error: psycopg.Error) -> LodestreamError | Unreachable:
         reason = _shorten(str(error))
-        if isinstance(error, errors.InsufficientPrivilege):
+        if isinstance(error, errors.InsufficientPrivilege | errors.InvalidSchemaName):
             return self._no_access(reason)
         if isinstance(error, errors.ReadOnlySqlTransaction):  # a standby, until it is promoted
             return Unreachable(reason, was_sent=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, QUERY_BLOCK, BlockLayout, BlockMask, make_mask
+from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, BlockLayout, BlockMask, make_mask
 
 ODD_LENGTHS = (1, 63, 127, 517)
 
@@ -65,7 +65,7 @@ def attend_in_float64(
         keep = mask.keep_of(segment)
         for head in range(q_THD.shape[1]):
             q, k, v = (x[segment.tokens, head].double() for x in (q_THD, k_THD, v_THD))
-            kept = keep[min(head, len(keep) - 1)].repeat_interleave(QUERY_BLOCK, 0)[: len(q)]
+            kept = keep[min(head, len(keep) - 1)].repeat_interleave(mask.layout.query_block, 0)[: len(q)]
             out, lse, largest = _attend(q, k, v, kept, scale, "none" if mask.window else compensation, mask.window)
             outs.append(out)
             lses.append(lse)

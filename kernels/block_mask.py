@@ -1,0 +1,208 @@
+"""Which key blocks a row reads exactly: scores from cell means, a share of the softmax per row, density, a budget.
+
+A row keeps the fewest blocks that hold a share p of its estimated softmax. p comes from one threshold t of the segment
+and the density of the row's text, p = t ** (1 - floor): rows of dense text (floor 1) are exact, the others keep more
+the denser they are. t is given, or the largest that a budget of blocks allows, found by bisection on the device.
+
+Everything after the scores is done in integers, so that sums do not depend on their order.
+
+T packed tokens, H heads, D head dim, R rows, P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+from lodestream.kernels.attention.cells import mean_cells, split_cells
+from lodestream.kernels.attention.layout import (
+    CELL,
+    CELLS_PER_BLOCK,
+    BlockLayout,
+    BlockMask,
+    SegmentBlocks,
+    make_mask,
+)
+
+_MASS_UNIT: Final = 1 << 24
+"""One part of a row's softmax as an integer: 512 blocks and the flag of forced ones stay exact in int64."""
+_FORCED: Final = 1 << 40
+_BISECTIONS: Final = 20
+_SCORES_AT_ONCE: Final = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRecipe:
+    """How blocks are chosen; part of what vectors depend on.
+
+    Attributes:
+        max_share: of the pairs of a segment at most this share is kept, in (0, 1]. Forced blocks and exact rows are
+            kept even if they are more.
+        top_p: threshold t, in (0, 1]; the budget may lower it.
+        count_step: the number of blocks of a row is rounded up to a multiple of this (or to all of them). What is
+            added are the next best blocks, and rows with one count can share a call.
+        reach: blocks to either side of a row's own that are always kept.
+    """
+
+    max_share: float
+    top_p: float = 1.0
+    count_step: int = 4
+    reach: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share <= 1 or not 0 < self.top_p <= 1 or self.count_step < 1 or self.reach < 0:
+            raise ValueError(f"max_share and top_p lie in (0, 1], count_step from 1 and reach from 0 on: {self}")
+
+
+def floor_rows(density_T: torch.Tensor, layout: BlockLayout, *, exact_density: float) -> torch.Tensor:
+    """float32 [R]: 1 where a row touches text of ``exact_density`` or more, density / exact_density elsewhere.
+
+    Args:
+        density_T: float32 [T], in [0, 1], on the CPU: density is known before the batch goes to a device.
+        layout: the batch.
+        exact_density: from there on nothing is dropped; above 1 for never.
+    """
+    floors = []
+    for segment in layout.segments:
+        padded = torch.zeros(segment.num_rows * layout.query_block)
+        padded[: segment.num_tokens] = density_T[segment.tokens]
+        floors.append(padded.view(segment.num_rows, layout.query_block).amax(1) / exact_density)
+    return torch.cat(floors).clamp(0, 1)
+
+
+def build_mask(
+    q_THD: torch.Tensor,
+    k_THD: torch.Tensor,
+    layout: BlockLayout,
+    recipe: MaskRecipe,
+    *,
+    floor_R: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> BlockMask:
+    """Chooses the blocks of every row and head.
+
+    Args:
+        q_THD, k_THD: [T, H, D].
+        layout: the batch.
+        recipe: how much is kept.
+        floor_R: float32 [R] of ``floor_rows``, on the device of q; zeros where None.
+        scale: factor of the logits, 1 / sqrt(D) where None.
+
+    Forced are: the blocks under a row and one to either side, the first block of every row, and all blocks of the first
+    row, which holds the token that some models pool by and that others let take up what no key wants.
+
+    Guarantees: a segment's mask does not depend on what shares its batch; nothing waits for the device.
+    Cost: 1 / (2 x 16 x 16) of the FLOPs of dense attention, and as many exponentials as there are pairs of cells.
+    Source: scores from pooled queries and keys, here over 16 tokens, since rotary positions average out over more.
+    """
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    keeps = []
+    for segment in layout.segments:
+        mass = estimate_mass(q_THD[segment.tokens], k_THD[segment.tokens], segment, layout.query_block, scale=scale)
+        floor = mass.new_zeros(segment.num_rows) if floor_R is None else floor_R[segment.rows]
+        keeps.append(choose_blocks(mass, floor, recipe).flatten(1))
+    return make_mask(layout, torch.cat(keeps, dim=1))
+
+
+def estimate_mass(
+    q_nHD: torch.Tensor, k_nHD: torch.Tensor, segment: SegmentBlocks, query_block: int, *, scale: float
+) -> torch.Tensor:
+    """float32 [H, rows, blocks]: the share of a row's softmax that each block holds, estimated from cell means."""
+    q_HcD = mean_cells(split_cells(q_nHD, segment), segment).transpose(0, 1)
+    k_HcD = mean_cells(split_cells(k_nHD, segment), segment).transpose(0, 1)
+    num_cells = segment.num_blocks * CELLS_PER_BLOCK
+    at_once = max(1, _SCORES_AT_ONCE // num_cells**2)
+    return torch.cat(
+        [
+            _estimate_heads(scale * q_HcD[head : head + at_once], k_HcD[head : head + at_once], segment, query_block)
+            for head in range(0, q_HcD.shape[0], at_once)
+        ]
+    )
+
+
+def _estimate_heads(q_HcD: torch.Tensor, k_HcD: torch.Tensor, segment: SegmentBlocks, query_block: int) -> torch.Tensor:
+    cells_per_row = query_block // CELL
+    num_blocks, num_used = segment.num_blocks, -(-segment.num_tokens // CELL)
+    counts = (segment.num_tokens - torch.arange(num_blocks * CELLS_PER_BLOCK, device=q_HcD.device) * CELL).clamp(
+        0, CELL
+    )
+    logits = q_HcD[:, :num_used] @ k_HcD[:, : len(counts)].transpose(1, 2) + counts.log()
+    # Each query cell has one vote: in a sum of exponentials over them, one cell with large logits would speak for all.
+    shares = torch.softmax(logits, 2).view(len(q_HcD), num_used, num_blocks, CELLS_PER_BLOCK).sum(3)
+    shares = F.pad(shares, (0, 0, 0, segment.num_rows * cells_per_row - num_used))
+    sums = shares.view(len(q_HcD), segment.num_rows, cells_per_row, num_blocks).sum(2)
+    return sums / sums.sum(2, keepdim=True)
+
+
+def choose_blocks(mass_HRB: torch.Tensor, floor_R: torch.Tensor, recipe: MaskRecipe) -> torch.Tensor:
+    """bool [H, rows, blocks] for one segment: the blocks to keep.
+
+    Args:
+        mass_HRB: float32 [H, rows, blocks], shares of the softmax, each row's sum 1.
+        floor_R: float32 [rows], see ``floor_rows``.
+        recipe: how much is kept.
+    """
+    num_heads, num_rows, num_blocks = mass_HRB.shape
+    forced = force_blocks(num_rows, num_blocks, reach=recipe.reach, device=mass_HRB.device)
+    keys = (mass_HRB * _MASS_UNIT).round().to(torch.int64) + forced * _FORCED
+    keys, order = torch.sort(keys, dim=2, descending=True, stable=True)
+    mass = keys & (_FORCED - 1)
+    before = torch.cumsum(mass, 2) - mass
+    ranking = _Ranking(
+        before=before.contiguous(),
+        total=mass.sum(2, keepdim=True),
+        smallest=torch.where(floor_R[:, None] >= 1, num_blocks, forced.sum(1, keepdim=True)),
+        exponent=(1 - floor_R[:, None]).double(),
+        step=recipe.count_step,
+    )
+    threshold = torch.full((), recipe.top_p, dtype=torch.float64, device=mass_HRB.device)
+    if recipe.max_share < 1:
+        limit = math.floor(recipe.max_share * num_heads * num_rows * num_blocks)
+        threshold = _solve_threshold(ranking, limit, threshold)
+    counts = ranking.count(threshold)
+    kept = torch.arange(num_blocks, device=mass_HRB.device) < counts
+    return torch.zeros_like(kept).scatter_(2, order, kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranking:
+    """The blocks of each row from first to last choice."""
+
+    before: torch.Tensor
+    total: torch.Tensor
+    smallest: torch.Tensor
+    exponent: torch.Tensor
+    step: int
+
+    def count(self, threshold: torch.Tensor) -> torch.Tensor:
+        """int64 [H, rows, 1]: blocks that a threshold keeps."""
+        num_blocks = self.before.shape[2]
+        target = torch.ceil(threshold**self.exponent * self.total).to(torch.int64)
+        counts = torch.searchsorted(self.before, target)
+        counts = torch.maximum(counts, self.smallest)
+        return ((counts + self.step - 1) // self.step * self.step).clamp(max=num_blocks)
+
+
+def _solve_threshold(ranking: _Ranking, limit: int, highest: torch.Tensor) -> torch.Tensor:
+    """The largest threshold up to ``highest`` that keeps at most ``limit`` pairs; 0 where none does."""
+    low, high = torch.zeros_like(highest), highest
+    fits = ranking.count(highest).sum() <= limit
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        middle_fits = ranking.count(middle).sum() <= limit
+        low = torch.where(middle_fits, middle, low)
+        high = torch.where(middle_fits, high, middle)
+    return torch.where(fits, highest, low)
+
+
+def force_blocks(num_rows: int, num_blocks: int, *, reach: int, device: torch.device | str) -> torch.Tensor:
+    """bool [rows, blocks]: what every head keeps, whatever the scores say."""
+    row = torch.arange(num_rows, device=device)[:, None]
+    block = torch.arange(num_blocks, device=device)[None, :]
+    per_row = -(-num_blocks // num_rows)
+    beside = (block >= row * per_row - reach) & (block < (row + 1) * per_row + reach)
+    return beside | (block == 0) | (row == 0)

@@ -1,0 +1,208 @@
+"""Masks: the fewest blocks that hold a share, forced blocks, exact rows, the budget; neighbours do not matter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lodestream.kernels.attention.cost import account_flops, share_of_pairs
+from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, mask_all, mask_window, plan_blocks
+from lodestream.kernels.block_mask import (
+    MaskRecipe,
+    build_mask,
+    choose_blocks,
+    estimate_mass,
+    floor_rows,
+    force_blocks,
+)
+from tests.support.attention_oracle import ODD_LENGTHS, make_inputs, make_random_mask
+
+
+def make_mass(num_rows: int, num_blocks: int, *, num_heads: int = 3, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.softmax(3 * torch.randn(num_heads, num_rows, num_blocks, generator=generator), 2)
+
+
+@pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_mass_is_that_of_the_means(num_tokens: int, query_block: int) -> None:
+    segment = plan_blocks([num_tokens], query_block=query_block).segments[0]
+    q, k, _ = make_inputs(num_tokens, 32)
+    mass = estimate_mass(q, k, segment, query_block, scale=0.2)
+    place = torch.arange(num_tokens)
+    membership = torch.nn.functional.one_hot(place // CELL).double()
+    counts = membership.sum(0)
+    for head in range(2):
+        means = [membership.T @ x[:, head].double() / counts[:, None] for x in (q, k)]
+        weights = torch.softmax(0.2 * means[0] @ means[1].T + counts.log(), 1)
+        for row in range(segment.num_rows):
+            cells = slice(row * query_block // CELL, (row + 1) * query_block // CELL)
+            for block in range(segment.num_blocks):
+                keys = slice(block * KEY_BLOCK // CELL, (block + 1) * KEY_BLOCK // CELL)
+                expected = float(weights[cells, keys].sum(1).mean())
+                assert float(mass[head, row, block]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.8, 0.99])
+def test_rows_keep_the_fewest_blocks_that_hold_the_share(top_p: float) -> None:
+    mass = make_mass(12, 24)
+    keep = choose_blocks(mass, torch.zeros(12), MaskRecipe(max_share=1, top_p=top_p, count_step=1))
+    forced = force_blocks(12, 24, reach=1, device="cpu")
+    assert bool(keep[:, forced].all())
+    held = (mass * keep).sum(2)
+    assert bool((held >= top_p - 1e-5).all())
+    optional = torch.where(keep & ~forced, mass, math.inf).amin(2)
+    has_optional = optional < math.inf
+    assert bool(has_optional.any()) or top_p < 0.5
+    assert bool((held - optional < top_p + 1e-5)[has_optional].all()), "one block less would have done"
+    dropped = torch.where(keep, 0, mass).amax(2)
+    assert bool((dropped <= optional + 1e-6).all()), "a better block was dropped"
+
+
+@pytest.mark.parametrize("count_step", [2, 4, 8])
+def test_counts_are_multiples_of_the_step(count_step: int) -> None:
+    recipe = MaskRecipe(max_share=1, top_p=0.7, count_step=count_step)
+    mass = make_mass(12, 23)
+    counts = choose_blocks(mass, torch.zeros(12), recipe).sum(2)
+    finest = choose_blocks(mass, torch.zeros(12), MaskRecipe(max_share=1, top_p=0.7, count_step=1)).sum(2)
+    assert torch.equal(counts, (-(-finest // count_step) * count_step).clamp(max=23))
+
+
+@settings(max_examples=30)
+@given(
+    share=st.floats(0.05, 1.0),
+    num_blocks=st.integers(1, 40),
+    step=st.sampled_from([1, 4]),
+    seed=st.integers(0, 100),
+    exact=st.booleans(),
+)
+def test_budget_is_held_and_used(share: float, num_blocks: int, step: int, seed: int, exact: bool) -> None:
+    num_rows = -(-num_blocks // 2)
+    mass = make_mass(num_rows, num_blocks, seed=seed)
+    floor = torch.zeros(num_rows)
+    floor[-1] = float(exact)
+    recipe = MaskRecipe(max_share=share, count_step=step)
+    keep = choose_blocks(mass, floor, recipe)
+    least = choose_blocks(mass, floor, MaskRecipe(max_share=1, top_p=1e-12, count_step=step))
+    limit = math.floor(share * keep.numel())
+    assert bool((keep | ~least).all()), "forced blocks and exact rows are kept whatever the budget"
+    assert int(keep.sum()) <= max(limit, int(least.sum()))
+    # What is left over is less than one more step of blocks for each row.
+    if int(keep.sum()) < keep.numel() and int(least.sum()) <= limit:
+        assert int(keep.sum()) > limit - step * keep.shape[0] * keep.shape[1]
+
+
+def test_threshold_and_budget_both_bound() -> None:
+    mass = make_mass(16, 32)
+    floor = torch.zeros(16)
+    loose = choose_blocks(mass, floor, MaskRecipe(max_share=0.9, top_p=0.6))
+    assert torch.equal(loose, choose_blocks(mass, floor, MaskRecipe(max_share=1, top_p=0.6)))
+    tight = choose_blocks(mass, floor, MaskRecipe(max_share=0.4, top_p=1))
+    assert bool(tight.sum() <= 0.4 * tight.numel())
+
+
+def test_dense_text_is_exact_and_denser_text_keeps_more() -> None:
+    layout = plan_blocks([1024, 300])
+    density = torch.zeros(1324)
+    density[130:140] = 0.95
+    density[512:640] = 0.4
+    density[1024 + 299] = 0.8
+    floor = floor_rows(density, layout, exact_density=0.8)
+    assert floor.tolist() == pytest.approx([0, 1, 0, 0, 0.5, 0, 0, 0, 0, 0, 1])
+    q, k, _ = make_inputs(1324, 32)
+    mask = build_mask(q, k, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1), floor_R=floor)
+    counts = mask.counts_HR.float().mean(0)
+    assert counts[1] == 16 and counts[10] == 5
+    plain = build_mask(q, k, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1)).counts_HR.float().mean(0)
+    assert counts[4] > plain[4]
+    assert torch.equal(counts[[2, 3, 5, 6, 7]], plain[[2, 3, 5, 6, 7]])
+    assert bool((floor_rows(torch.ones(1324), layout, exact_density=1.5) < 1).all())
+
+
+def test_reach_decides_about_the_neighbourhood() -> None:
+    expected = {
+        0: ["11111111", "10110000", "10001100", "10000011"],
+        1: ["11111111", "11111000", "10011110", "10000111"],
+    }
+    for reach, rows in expected.items():
+        forced = force_blocks(4, 8, reach=reach, device="cpu")
+        assert ["".join(str(int(x)) for x in row) for row in forced] == rows
+    assert force_blocks(1, 1, reach=0, device="cpu").all()
+
+
+def test_neighbours_and_order_do_not_matter() -> None:
+    lengths = [517, 1, 1200, 127]
+    layout = plan_blocks(lengths)
+    q, k, _ = make_inputs(layout.num_tokens, 32)
+    recipe = MaskRecipe(max_share=0.5)
+    together = build_mask(q, k, layout, recipe)
+    for segment in layout.segments:
+        alone = build_mask(q[segment.tokens], k[segment.tokens], plan_blocks([segment.num_tokens]), recipe)
+        assert torch.equal(together.keep_HP[:, segment.pairs], alone.keep_HP)
+        assert torch.equal(together.counts_HR[:, segment.rows], alone.counts_HR)
+        assert torch.equal(together.order_HP[:, segment.pairs], alone.order_HP)
+
+
+def test_heads_in_parts_give_the_same_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = make_inputs(700, 32, num_heads=5)
+    segment = plan_blocks([700]).segments[0]
+    whole = estimate_mass(q, k, segment, 128, scale=0.2)
+    monkeypatch.setattr("lodestream.kernels.block_mask._SCORES_AT_ONCE", 2 * 44**2)
+    torch.testing.assert_close(estimate_mass(q, k, segment, 128, scale=0.2), whole)
+
+
+def test_lists_name_the_kept_blocks_first() -> None:
+    layout = plan_blocks([517, 1])
+    mask = make_random_mask(layout, num_heads=2)
+    for segment in layout.segments:
+        keep, order = mask.keep_of(segment), mask.order_of(segment)
+        for head in range(2):
+            for row in range(segment.num_rows):
+                count = int(mask.counts_HR[head, segment.row_start + row])
+                kept = order[head, row, :count].tolist()
+                dropped = order[head, row, count:].tolist()
+                assert kept == torch.nonzero(keep[head, row]).flatten().tolist()
+                assert dropped == torch.nonzero(~keep[head, row]).flatten().tolist()
+
+
+def test_account_of_a_call() -> None:
+    layout = plan_blocks([517, 63])
+    mask = make_random_mask(layout, num_heads=2)
+    account = account_flops(mask, num_heads=2, head_dim=32, correction_step=16)
+    kept = 0
+    for segment in layout.segments:
+        queries = mask.keep_of(segment).repeat_interleave(128, 1)[:, : segment.num_tokens]
+        kept += int(queries.repeat_interleave(KEY_BLOCK, 2)[..., : segment.num_tokens].sum())
+    assert account.dense == 2 * 4 * 32 * (517**2 + 63**2)
+    assert int(account.exact) == kept * 4 * 32
+    assert int(account.stand_ins) == (2 * (517**2 + 63**2) - kept) * 4 * 32 // CELL
+    assert account.correction == 2 * 4 * 32 * (517 * 33 + 63 * 4)
+    assert account.slope == 2 * 4 * 32**2 * 580
+    assert (
+        float(account_flops(mask_all(layout), num_heads=2, head_dim=32, scored=False, compensation="none").share) == 1
+    )
+    window = account_flops(mask_window(layout, window=64), num_heads=2, head_dim=32, correction_step=16)
+    assert window.correction == window.slope == int(window.stand_ins) == 0
+
+
+@pytest.mark.parametrize("flop_share", [0.2, 0.35, 0.6])
+def test_share_of_pairs_spends_the_budget(flop_share: float) -> None:
+    num_tokens = 64 * 128
+    share = share_of_pairs(flop_share, num_tokens=num_tokens, head_dim=64, compensation="slope", correction_step=32)
+    layout = plan_blocks([num_tokens])
+    mask = make_random_mask(layout, num_heads=4, share=share)
+    account = account_flops(mask, num_heads=4, head_dim=64, correction_step=32)
+    assert float(account.share) == pytest.approx(flop_share, abs=0.01)
+    assert share_of_pairs(0.03, num_tokens=512, head_dim=64, compensation="slope", correction_step=32) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_share": 0.0}, {"max_share": 1.1}, {"max_share": 0.5, "top_p": 0}, {"max_share": 1, "count_step": 0}]
+)
+def test_recipes_that_say_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="max_share"):
+        MaskRecipe(**wrong)  # type: ignore[arg-type]
