@@ -1,0 +1,35 @@
+"""The command line in a process that kills itself when it passes a named step for the n-th time.
+
+python -m tests.support.kill_at_step STEP N ARGUMENTS...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from lodestream.pipeline.cli.app import main
+from lodestream.storage import steps
+
+
+def kill_at(wanted: str, occurrence: int) -> None:
+    """From now on the process dies at its ``occurrence``-th pass of ``wanted``."""
+    if wanted not in steps.STEPS:
+        sys.exit(f"there is no step {wanted}")
+    left = occurrence
+
+    def reach(step: str) -> None:
+        nonlocal left
+        left -= step == wanted
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    steps.reach = reach
+
+
+if __name__ == "__main__":
+    _, name, number, *arguments = sys.argv
+    kill_at(name, int(number))
+    sys.argv = ["lodestream", *arguments]
+    main()
