@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lodestream.errors import StoreUnwritable
@@ -48,11 +48,15 @@ def sync_new_files(root: Path, known: frozenset[str]) -> frozenset[str]:
     folders: set[Path] = set()
     for name in new:
         path = root / name
-        sync_path(path)
+        try:
+            sync_path(path)
+        except FileNotFoundError:
+            continue  # the temporary file of another writer; what this one will name stays
         # A new folder is itself a name in its parent: flush the whole line up to the root.
         folders.update(parent for parent in path.parents if parent == root or root in parent.parents)
     for folder in folders:
-        sync_path(folder)
+        with suppress(FileNotFoundError):
+            sync_path(folder)
     if new:
         sync_path(root.parent)
     return present

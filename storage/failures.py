@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from lodestream.errors import StoreCorrupt, StoreError, StoreUnreachable, StoreUnwritable
+from lodestream.errors import CommitConflict, StoreCorrupt, StoreError, StoreUnreachable, StoreUnwritable
 from lodestream.storage.durability import explain_write_error, free_bytes
 from lodestream.storage.location import Location
 
@@ -35,6 +35,7 @@ def explain_errors(location: Location) -> Iterator[None]:
     Raises:
         StoreUnwritable: no rights, no room, a file in the way, or credentials that are refused.
         StoreUnreachable: an object store that gives no answer.
+        CommitConflict: another writer committed meanwhile what this one's change does not go with.
         StoreCorrupt: a file is torn or gone.
     """
     try:
@@ -53,6 +54,10 @@ def _explain(location: Location, error: Exception) -> StoreError | None:
     is_foreign = not isinstance(error, (OSError, ValueError, RuntimeError))
     if is_foreign and not type(error).__module__.startswith("obstore"):
         return None
+    if type(error).__name__ == "CommitConflictError":  # of Lance, which is not imported for this alone
+        return CommitConflict(
+            f"another process writes to {location}", "wait for the other run to end, then run the same command again"
+        )
     refused = _explain_local(location, error, text) if location.is_local else _explain_remote(location, text)
     if refused is not None:
         return refused

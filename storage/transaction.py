@@ -8,9 +8,10 @@ publishing: tidy the tables, flush, swing the pointer, clean up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ RETAINED_AGE: Final = timedelta(hours=1)
 MAX_VERSIONS: Final = 64
 
 _LOOKUP_IDS: Final = 1000
+_MAX_ATTEMPTS: Final = 3
 _LOG = logging.getLogger(__name__)
 
 
@@ -128,7 +130,8 @@ class Transaction:
         before = self._versions()
         # The tables are kept in step by the pointer alone: a kill between two commits leaves all of them unstaged.
         for name in TABLES:
-            self._tables[name] = self._tables[name].replace_documents(removed[name], rows[name])
+            replace = partial(self._tables[name].replace_documents, removed[name], rows[name])
+            self._tables[name] = self._commit(replace)
             steps.reach(f"chunk.{name}_committed")
         if self._versions() == before:
             return
@@ -235,7 +238,7 @@ class Transaction:
         sequence = self._pointer.sequence + 1
         for name, table in self._tables.items():
             if table.version != self._pointer.tables[name]:
-                self._tables[name] = table.tidy(TABLES[name].indexed)
+                self._tables[name] = self._commit(partial(table.tidy, TABLES[name].indexed))
         self._sync()
         steps.reach("publish.synced")
         return SnapshotRecord(
@@ -250,6 +253,26 @@ class Transaction:
     def _sync(self) -> None:
         for name, known in self._known.items():
             self._known[name] = sync_new_files(self._tables[name].path, known)
+
+    def _commit(self, change: Callable[[], Table]) -> Table:
+        """Change a table, unless a newer writer has begun; when an older one interferes, change it again.
+
+        A writer that slept looks before it touches anything: its commits would be undone by the newer one, but at the
+        price of that one's time.
+        """
+        self._require_newest()
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return change()
+            except CommitConflict as error:
+                conflict = error
+                self._require_newest()
+        raise conflict
+
+    def _require_newest(self) -> None:
+        found = self._register.read()
+        if found is not None and found[0]["epoch"] > self._pointer.epoch:
+            raise self._fenced(found[0]["epoch"])
 
     def _swing(self, **changes: Any) -> None:
         record = self._pointer.follow(**changes)
@@ -269,6 +292,9 @@ class Transaction:
         rival_epoch = found[0]["epoch"] if found else 0
         if not self._has_claimed or rival_epoch <= self._pointer.epoch:
             return conflict
+        return self._fenced(rival_epoch)
+
+    def _fenced(self, rival_epoch: int) -> FencedError:
         return FencedError(
             f"another run began to write to {self._location} (epoch {rival_epoch}, this one has {self._pointer.epoch})",
             "let the other run end; it continues from what this one had staged",
