@@ -17,11 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from lodestream.actors.prepared import PreparedSpans
-from lodestream.kernels.span_pool.api import quantise_rows
 from lodestream.schema import FINGERPRINT_BYTES, PARAGRAPH_KINDS, features_schema, row_key
 
 _BLOCK_LEAVES: Final = 4096
@@ -110,6 +108,11 @@ def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray
 
 def _combine(leaves: LeafVectors, weights: NDArray[np.int64], starts: NDArray[np.int32]) -> dict[str, Any]:
     """Vectors of the runs of leaves that begin at ``starts`` and reach to the next one."""
+    # torch is loaded by the first document that is built, not by a run that finds nothing to build.
+    import torch
+
+    from lodestream.kernels.span_pool.api import quantise_rows
+
     factors = weights.astype(np.float64) * leaves.norms.astype(np.float64) * leaves.scales.astype(np.float64)
     sums = _sum_runs(leaves.codes, factors, starts)
     token_count = np.add.reduceat(weights, starts)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from lodestream.actors.density import DensityModel
 from lodestream.actors.features import DocumentName, LeafVectors, build_feature_rows, concat_leaves
 from lodestream.actors.layout import lay_out
-from lodestream.actors.leaf_encoder import LeafEncoder
 from lodestream.actors.models import find_model
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.paragraphs import TextFormat
@@ -33,9 +32,13 @@ from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_ta
 from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
 from lodestream.actors.tokenize import Tokenizer
 from lodestream.errors import ConfigError, DocumentError
-from lodestream.kernels.encoder import Encoder, load_encoder, native_precision
+from lodestream.kernels.precision import native_precision
 from lodestream.kernels.weights import ModelFolder, read_model_folder
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
+
+if TYPE_CHECKING:
+    from lodestream.actors.leaf_encoder import LeafEncoder
+    from lodestream.kernels.encoder import Encoder
 
 RECIPE_VERSION: Final = 1
 """Raised when this file changes what a vector depends on."""
@@ -94,11 +97,15 @@ class Featurizer:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder; loads the weights on first use."""
+        """The encoder; loads torch and the weights on first use."""
+        from lodestream.kernels.encoder import load_encoder
+
         return load_encoder(self._found[0], precision=self.precision, expected_sha256=self._found[1])
 
     @cached_property
     def _leaf_encoder(self) -> LeafEncoder:
+        from lodestream.actors.leaf_encoder import LeafEncoder
+
         return LeafEncoder(
             self.encoder,
             special_before=self.tokenizer.prefix_ids,

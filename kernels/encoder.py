@@ -8,7 +8,6 @@ T packed tokens, C model dim, H heads, D head dim, N segments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -18,15 +17,12 @@ import torch.nn.functional as F
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels.linear import PackedLinear
 from lodestream.kernels.packing import PackedBatch
+from lodestream.kernels.precision import Precision, native_precision
 from lodestream.kernels.segment_attention import AttentionPlan, attend_segments, plan_attention
 from lodestream.kernels.weights import ModelFolder, Pooling, load_tensors, read_model_folder
 
-Precision = Literal["bf16", "fp32"]
-
 RECIPE_VERSION: Final = 1
 """Raised when this file changes a bit of the states."""
-
-_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +48,6 @@ class Encoder(Protocol):
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """float32 [T, C]: the states of all tokens, special tokens included."""
         ...
-
-
-@cache
-def native_precision() -> Precision:
-    """ "bf16" where the processor multiplies bfloat16 in hardware (avx512_bf16 or AMX), else "fp32"."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return "bf16" if _BF16_FLAGS & set(line.split()) else "fp32"
-    except OSError:
-        pass
-    return "fp32"
 
 
 def load_encoder(

@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from lodestream.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 Pooling = Literal["mean", "cls"]
 
@@ -90,6 +91,9 @@ def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: the file is torn.
     """
+    # torch comes with the first tensors: a run that encodes nothing reads a model's description only.
+    from safetensors.torch import load_file
+
     path = model.path / WEIGHTS_NAME
     try:
         tensors = load_file(path)

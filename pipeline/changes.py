@@ -1,28 +1,22 @@
-"""What a run has to do: what the sources name against the states of the documents that the store holds."""
+"""What a run has to do: what the sources name against what the store knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import pyarrow as pa
+from pathlib import PurePosixPath
+from typing import Any, Final
 
 from lodestream.errors import MassDeletionRefused
-from lodestream.pipeline.sources.protocol import Candidate
+from lodestream.pipeline.sources.protocol import Candidate, Source, SourceChanges
+from lodestream.pipeline.states import DocumentState, StoredStates
+from lodestream.storage.store import Snapshot
 
 MAX_DELETED_SHARE: Final = 0.05
 MIN_GUARDED_DELETIONS: Final = 50
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentState:
-    """What the store knows of a document."""
-
-    content_hash: bytes
-    source_version: str
-    feature_version: str
-    quarantine_reason: str | None
+MoveKey = tuple[str, bytes, str]
+"""What a moved document keeps: its source, the hash of its bytes, and the suffix that says what format they are in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,50 +30,139 @@ class PlannedRead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """The reads of a run in order of doc_id, and the documents that are gone."""
+class Survey:
+    """What one source said.
 
-    reads: tuple[PlannedRead, ...]
-    deleted: tuple[str, ...]
+    ``incarnation``   of the source as it was asked
+    ``is_complete``   whether everything was named, and not only what changed since the cursor
+    ``reason``        why everything was named, for people; "" where the cursor counted
+    ``deleted``       doc_ids that the store has and the source gives evidence not to have any more
+    """
+
+    name: str
+    incarnation: str
+    is_complete: bool
+    reason: str
+    changes: SourceChanges
+    deleted: frozenset[str]
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What is published for the next run, and for ``status``; JSON values."""
+        seen = self.changes.observations
+        return {
+            "incarnation": self.incarnation,
+            "cursor": dict(self.changes.cursor),
+            "mode": seen.mode,
+            "watermark": seen.watermark.isoformat() if seen.watermark else None,
+            "held_back_s": seen.held_back_s,
+            "num_future": seen.num_future,
+            "num_swept": seen.num_swept,
+        }
 
 
-def read_states(table: pa.Table) -> dict[str, DocumentState]:
-    """Document states by doc_id, from a snapshot's ``document_states()``."""
-    columns = ("content_hash", "source_version", "feature_version", "quarantine_reason")
-    ids = table.column("doc_id").to_pylist()
-    rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
-    return {
-        doc_id: DocumentState(content_hash=h, source_version=s, feature_version=f, quarantine_reason=q)
-        for doc_id, (h, s, f, q) in zip(ids, rows, strict=True)
-    }
-
-
-def plan_changes(
-    candidates: Sequence[Candidate],
-    states: Mapping[str, DocumentState],
+def survey_source(
+    source: Source,
+    published: Snapshot | None,
+    checkpoint: Mapping[str, Any],
     *,
-    feature_version: str,
-    allow_mass_delete: bool = False,
-) -> Changes:
-    """Pairs the listing with what the store holds.
+    other_features: bool,
+    retry: Collection[str] = (),
+) -> Survey:
+    """Asks one source what may have changed.
+
+    Args:
+        source: the source.
+        published: what the store holds.
+        checkpoint: what ``Survey.checkpoint`` gave when that was published; {} where nothing was.
+        other_features: True where all features are to be computed again.
+        retry: doc_ids in quarantine that are to be tried again.
 
     Raises:
-        MassDeletionRefused: more documents vanished than a mishap at the source should be able to delete.
+        SourceError: it cannot be reached or listed in full.
     """
-    listed = {candidate.doc_id for candidate in candidates}
-    deleted = tuple(sorted(states.keys() - listed))
-    limit = max(MIN_GUARDED_DELETIONS, int(MAX_DELETED_SHARE * len(states)))
-    if not allow_mass_delete and deleted and (not listed or len(deleted) > limit):
-        raise MassDeletionRefused(
-            f"{len(deleted)} of {len(states)} documents are no longer listed by their source",
-            "if they are really gone, run again with --allow-mass-delete; else check the source's path and patterns",
-        )
+    known = StoredStates(published, source.name)
+    incarnation = source.incarnation()
+    reason = _why_everything(incarnation, checkpoint, other_features=other_features)
+    changes = source.changes(None if reason else checkpoint["cursor"], known, retry=retry)
+    return Survey(
+        name=source.name,
+        incarnation=incarnation,
+        is_complete=bool(reason),
+        reason=reason,
+        changes=changes,
+        deleted=_find_deleted(changes, known),
+    )
+
+
+def find_unconfigured(names: Collection[str], checkpoint: Mapping[str, Any], published: Snapshot | None) -> list[str]:
+    """doc_ids of sources that were configured when the store was published and are not any more."""
+    gone = sorted(set(checkpoint) - set(names))
+    return sorted(doc_id for name in gone for doc_id in StoredStates(published, name).doc_ids())
+
+
+def _why_everything(incarnation: str, checkpoint: Mapping[str, Any], *, other_features: bool) -> str:
+    if not checkpoint:
+        return "first look at this source"
+    if checkpoint["incarnation"] != incarnation:
+        return f"the source is another one than at the last run ({checkpoint['incarnation']} -> {incarnation})"
+    return "the feature version changes" if other_features else ""
+
+
+def _find_deleted(changes: SourceChanges, known: StoredStates) -> frozenset[str]:
+    deleted = frozenset[str]()
+    if changes.listed is not None:
+        deleted |= known.doc_ids() - changes.listed
+    if changes.tombstones:
+        named = changes.tombstones - {candidate.doc_id for candidate in changes.upserts}
+        deleted |= frozenset(known.find(named))
+    return deleted
+
+
+def guard_deletions(
+    surveys: Sequence[Survey], count_moved: Callable[[Survey], int], published: Snapshot | None
+) -> None:
+    """Refuses deletions that look like a mishap at the source.
+
+    Args:
+        surveys: what the sources said.
+        count_moved: how many of a source's deleted documents have come up under another name; may read them, and is
+            asked only where it decides.
+        published: what the store holds.
+
+    Raises:
+        MassDeletionRefused: a source is empty, or more than max(50, 5 %) of its documents vanished.
+    """
+    for survey in surveys:
+        num_deleted = len(survey.deleted)
+        is_empty = survey.changes.listed is not None and not survey.changes.listed
+        if not survey.deleted or (num_deleted <= MIN_GUARDED_DELETIONS and not is_empty):
+            continue
+        num_known = len(StoredStates(published, survey.name).doc_ids())
+        if num_deleted > max(MIN_GUARDED_DELETIONS, MAX_DELETED_SHARE * num_known) and not is_empty:
+            num_deleted -= count_moved(survey)
+        if is_empty or num_deleted > max(MIN_GUARDED_DELETIONS, MAX_DELETED_SHARE * num_known):
+            raise MassDeletionRefused(
+                f"{num_deleted} of {num_known} documents are no longer listed by their source {survey.name}",
+                "if they are really gone, run again with --allow-mass-delete; else check the source's path and "
+                "patterns",
+            )
+
+
+def plan_reads(
+    candidates: Sequence[Candidate], states: Mapping[str, DocumentState], *, feature_version: str
+) -> list[PlannedRead]:
+    """Pairs candidates with what the store holds of them."""
     reads = []
     for candidate in candidates:
         state = states.get(candidate.doc_id)
         counts = state if state is not None and state.feature_version == feature_version else None
         reads.append(PlannedRead(candidate=candidate, known=counts, is_new=state is None))
-    return Changes(reads=tuple(reads), deleted=deleted)
+    return reads
+
+
+def key_of_move(source: str, content_hash: bytes, uri: str) -> MoveKey:
+    """What is equal in a document and the one that it was moved from."""
+    return source, content_hash, PurePosixPath(uri).suffix
 
 
 def cut_chunks(

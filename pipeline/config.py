@@ -87,7 +87,8 @@ class RunConfig(Section):
     """How a run is carried out.
 
     ``executor``               ``auto`` takes Ray where an address is configured or the input is large
-    ``chunk_documents``        documents that are published together; an interrupted run loses at most one chunk
+    ``chunk_documents``        documents that a backfill commits together; an interrupted run loses at most one chunk
+    ``refresh_chunk_documents``  the same in a refresh
     ``chunk_bytes``            bytes of text after which a chunk ends early
     ``max_quarantined_share``  a run in which more documents than this share fail publishes nothing
     ``ray_address``            a running cluster, such as ``auto`` or ``ray://host:10001``; empty starts a local one
@@ -96,6 +97,7 @@ class RunConfig(Section):
 
     executor: Literal["auto", "local", "ray"] = "auto"
     chunk_documents: int = Field(default=1024, ge=1)
+    refresh_chunk_documents: int = Field(default=128, ge=1)
     chunk_bytes: Size = 32 * MIB
     max_quarantined_share: float = Field(default=0.5, ge=0, le=1)
     ray_address: str = ""

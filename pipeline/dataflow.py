@@ -15,7 +15,7 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.errors import ExecutorError
 from lodestream.pipeline.config import RunConfig
 from lodestream.pipeline.executors import Executor, LocalExecutor
-from lodestream.pipeline.stages import Readers
+from lodestream.pipeline.stages import Reading
 
 RAY_WORTHWHILE_BYTES: Final = 256 * 1024 * 1024
 """``auto`` takes Ray above this much text, where more than two cores are there: below, starting it costs more."""
@@ -46,11 +46,11 @@ def choose_executor(config: RunConfig, *, total_bytes: int, num_cores: int) -> t
 
 
 def make_executor(
-    kind: Literal["local", "ray"], featurizer: Featurizer, config: RunConfig, readers: Readers
+    kind: Literal["local", "ray"], featurizer: Featurizer, config: RunConfig, reading: Reading, *, num_threads: int
 ) -> Executor:
     """The executor of that kind."""
     if kind == "local":
-        return LocalExecutor(featurizer, readers)
+        return LocalExecutor(featurizer, reading, num_threads=num_threads)
     from lodestream.pipeline.ray_executor import RayExecutor
 
-    return RayExecutor(featurizer, config, readers)
+    return RayExecutor(featurizer, config, reading)

@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+import pyarrow as pa
+
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
 from lodestream.pipeline.reuse import SegmentIndex, find_known
+from lodestream.pipeline.session import set_threads
 from lodestream.pipeline.stages import (
-    Readers,
+    Reading,
     StageOutput,
     encode_documents,
+    has_work,
     merge_outputs,
+    pass_through,
     prepare_documents,
     read_documents,
 )
@@ -64,9 +69,16 @@ class LocalExecutor:
 
     name: Final = "local"
 
-    def __init__(self, featurizer: Featurizer, readers: Readers) -> None:
+    def __init__(self, featurizer: Featurizer, reading: Reading, *, num_threads: int) -> None:
+        """Args:
+        featurizer: the one featurizer.
+        reading: what reads the documents.
+        num_threads: of the encoder; 0 = one a core.
+        """
         self._featurizer = featurizer
-        self._readers = readers
+        self._reading = reading
+        self._num_threads = num_threads
+        self._has_threads = False
 
     def run_chunk(
         self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
@@ -76,16 +88,9 @@ class LocalExecutor:
         for batch in cut_chunks(reads, max_documents=MICRO_BATCH_DOCUMENTS, max_bytes=MICRO_BATCH_BYTES):
             counts = EncodeCounts()
             started = time.perf_counter()
-            read = read_documents(batch, self._readers)
+            read = read_documents(batch, self._reading)
             counts.clock("read", started)
-            prepared = prepare_documents(self._featurizer, read, counts)
-            output = encode_documents(
-                self._featurizer,
-                prepared,
-                find_known=lambda spans: find_known(indexes, spans),
-                memory=memory,
-                run_id=run_id,
-            )
+            output = self._featurize(read, indexes, memory, counts, run_id)
             output.counts.add(counts)
             outputs.append(output)
             on_progress(batch, output.counts)
@@ -93,3 +98,26 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _featurize(
+        self,
+        read: pa.Table,
+        indexes: Sequence[SegmentIndex],
+        memory: dict[bytes, LeafVectors],
+        counts: EncodeCounts,
+        run_id: str,
+    ) -> StageOutput:
+        if not has_work(read):
+            return pass_through(read, dim=self._featurizer.model.dim)
+        prepared = prepare_documents(self._featurizer, read, counts)
+        if not self._has_threads:
+            # Not before there is work: it loads torch.
+            set_threads(self._num_threads)
+            self._has_threads = True
+        return encode_documents(
+            self._featurizer,
+            prepared,
+            find_known=lambda spans: find_known(indexes, spans),
+            memory=memory,
+            run_id=run_id,
+        )

@@ -32,7 +32,7 @@ from lodestream.pipeline.executors import MICRO_BATCH_BYTES, MICRO_BATCH_DOCUMEN
 from lodestream.pipeline.reuse import SegmentIndex, find_known
 from lodestream.pipeline.stages import (
     READ_SCHEMA,
-    Readers,
+    Reading,
     StageOutput,
     encode_documents,
     merge_outputs,
@@ -59,9 +59,9 @@ class RayExecutor:
 
     name: Final = "ray"
 
-    def __init__(self, featurizer: Featurizer, config: RunConfig, readers: Readers) -> None:
+    def __init__(self, featurizer: Featurizer, config: RunConfig, reading: Reading) -> None:
         self._featurizer = featurizer
-        self._readers = readers
+        self._reading = reading
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             _start_ray(config.ray_address)
@@ -78,7 +78,7 @@ class RayExecutor:
         sink = RowsDatasink()
         # What every actor needs is pickled once with the stage: options and the snapshot's place, no weights, no rows.
         encode_table = partial(_encode_table, indexes=tuple(indexes), run_id=run_id)
-        dataset: Dataset = ray.data.read_datasource(BodiesDatasource(reads, self._readers), override_num_blocks=None)
+        dataset: Dataset = ray.data.read_datasource(BodiesDatasource(reads, self._reading), override_num_blocks=None)
         dataset = dataset.map_batches(
             partial(_prepare_table, options=self._featurizer.options),
             batch_size=None,
@@ -109,9 +109,9 @@ class RayExecutor:
 class BodiesDatasource(Datasource):
     """The documents of one chunk as read tasks of a micro-batch each; a task carries names and sizes, no text."""
 
-    def __init__(self, reads: Sequence[PlannedRead], readers: Readers) -> None:
+    def __init__(self, reads: Sequence[PlannedRead], reading: Reading) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._readers = readers
+        self._reading = reading
         self._reads = tuple(reads)
 
     def estimate_inmemory_data_size(self) -> int:
@@ -121,22 +121,22 @@ class BodiesDatasource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         batches = cut_chunks(self._reads, max_documents=MICRO_BATCH_DOCUMENTS, max_bytes=MICRO_BATCH_BYTES)
-        return [_make_read_task(batch, self._readers) for batch in batches]
+        return [_make_read_task(batch, self._reading) for batch in batches]
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadBatch:
     reads: tuple[PlannedRead, ...]
-    readers: Readers
+    reading: Reading
 
     def __call__(self) -> Iterable[pa.Table]:
-        yield read_documents(self.reads, self.readers)
+        yield read_documents(self.reads, self.reading)
 
 
-def _make_read_task(batch: tuple[PlannedRead, ...], readers: Readers) -> ReadTask:
+def _make_read_task(batch: tuple[PlannedRead, ...], reading: Reading) -> ReadTask:
     size_bytes = sum(read.candidate.size_bytes for read in batch)
     metadata = BlockMetadata(num_rows=len(batch), size_bytes=size_bytes, input_files=None, exec_stats=None)
-    return ReadTask(_ReadBatch(batch, readers), metadata, schema=READ_SCHEMA)
+    return ReadTask(_ReadBatch(batch, reading), metadata, schema=READ_SCHEMA)
 
 
 class RowsDatasink(Datasink[pa.Table]):

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from lodestream.actors.options import EncodeCounts
-from lodestream.pipeline.stages import CHANGED, NEW, QUARANTINED, SAME, STILL_QUARANTINED
+from lodestream.pipeline.changes import Survey
+from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
 
 
 @dataclass(slots=True, kw_only=True)
 class RunReport:
-    """What a run did; ``as_dict`` is the object that ``--json`` prints."""
+    """What a run did; ``as_dict`` is the object that ``--json`` prints.
+
+    ``seen``         documents that the sources looked at
+    ``unchanged``    those of them that were not even read
+    ``num_by_status``  documents that were read, by what became of them
+    ``in_quarantine``  doc_ids in quarantine at the end, whichever run put them there
+    ``deleted``      documents whose name is gone; ``moved_from`` are those of them that live on under another
+    ``lag_s``        from the sources' watermark to the end of the run: how old what is published is at most
+    """
 
     run_id: str
     kind: Literal["backfill", "refresh"]
-    executor: str = ""
-    executor_reason: str = ""
+    executor: str = "local"
+    executor_reason: str = "nothing to read"
     backend: str = ""
     seconds: float = 0.0
     seen: int = 0
+    unchanged: int = 0
     num_by_status: dict[str, int] = field(default_factory=dict)
     deleted: int = 0
     resumed: int = 0
@@ -28,10 +39,49 @@ class RunReport:
     snapshot_after: int | None = None
     warnings: list[str] = field(default_factory=list)
     quarantined: list[dict[str, str]] = field(default_factory=list)
+    in_quarantine: set[str] = field(default_factory=set)
+    moved_from: set[str] = field(default_factory=set)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lag_s: float | None = None
 
     @property
     def num_quarantined(self) -> int:
-        return self.num_by_status.get(QUARANTINED, 0) + self.num_by_status.get(STILL_QUARANTINED, 0)
+        return len(self.in_quarantine)
+
+    def add(self, output: StageOutput) -> None:
+        """Counts what became of a chunk's documents."""
+        self.counts.add(output.counts)
+        for status, number in output.count().items():
+            self.num_by_status[status] = self.num_by_status.get(status, 0) + number
+        for row in output.outcomes.select(["doc_id", "status", "quarantine_reason", "moved_from"]).to_pylist():
+            if row["status"] in (QUARANTINED, STILL_QUARANTINED):
+                self.in_quarantine.add(row["doc_id"])
+            else:
+                self.in_quarantine.discard(row["doc_id"])
+            if row["status"] == QUARANTINED:
+                self.quarantined.append({"doc_id": row["doc_id"], "reason": row["quarantine_reason"]})
+            if row["moved_from"] is not None:
+                self.moved_from.add(row["moved_from"])
+
+    def add_survey(self, survey: Survey) -> None:
+        """Notes what a source said."""
+        changes = survey.changes
+        named = {candidate.doc_id for candidate in changes.upserts}
+        resting = self.in_quarantine.intersection(changes.listed or ()) - named
+        self.seen += changes.num_seen
+        self.unchanged += changes.num_seen - len(named) - len(resting)
+        self.warnings += changes.observations.warnings
+        checkpoint = survey.checkpoint()
+        self.sources[survey.name] = {name: value for name, value in checkpoint.items() if name != "incarnation"}
+
+    def end(self, now: datetime) -> None:
+        """Takes the lag of the slowest source."""
+        marks = [datetime.fromisoformat(s["watermark"]) for s in self.sources.values() if s["watermark"]]
+        self.lag_s = (now - min(marks)).total_seconds() if marks else None
+
+    def summarise(self) -> dict[str, Any]:
+        """What the pointer keeps of it: neither the sources' cursors, which it holds anyway, nor single documents."""
+        return {name: value for name, value in self.as_dict().items() if name not in ("quarantined", "sources")}
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -47,8 +97,9 @@ class RunReport:
                 "seen": self.seen,
                 "new": tally.get(NEW, 0),
                 "changed": tally.get(CHANGED, 0),
-                "same": tally.get(SAME, 0) - self.resumed,
-                "deleted": self.deleted,
+                "moved": tally.get(MOVED, 0),
+                "same": tally.get(SAME, 0) + self.unchanged,
+                "deleted": self.deleted - len(self.moved_from),
                 "quarantined": self.num_quarantined,
                 "resumed": self.resumed,
             },
@@ -65,6 +116,8 @@ class RunReport:
             },
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(counts.seconds.items())},
             "snapshot": {"before": self.snapshot_before, "after": self.snapshot_after},
+            "sources": self.sources,
+            "lag_seconds": None if self.lag_s is None else round(self.lag_s, 3),
             "quarantined": self.quarantined,
             "warnings": self.warnings,
         }

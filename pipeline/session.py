@@ -10,6 +10,7 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ConfigError, StoreNotFound
+from lodestream.kernels.precision import native_precision
 from lodestream.pipeline.config import Config, LoadedConfig
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
@@ -61,8 +62,6 @@ def options_of_recipe(recipe: dict[str, Any]) -> FeaturizerOptions:
 
 
 def _keep_precision(stored: str) -> str:
-    from lodestream.kernels.encoder import native_precision
-
     if stored == "bf16" and native_precision() != "bf16":
         raise ConfigError(
             "the store's features are computed in bf16, which this processor does not have",

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +18,8 @@ from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import EncodedBatch, Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
-from lodestream.pipeline.changes import PlannedRead
-from lodestream.pipeline.sources.protocol import BodyReader, ReadBody
+from lodestream.pipeline.changes import MoveKey, PlannedRead, key_of_move
+from lodestream.pipeline.sources.protocol import NO_HASH, BodyReader, Candidate, ReadBody
 from lodestream.schema import CONTENT_HASH_BYTES, DOCUMENTS_SCHEMA, features_schema
 
 NEW: Final = "new"
@@ -28,6 +28,8 @@ SAME: Final = "same"
 QUARANTINED: Final = "quarantined"
 STILL_QUARANTINED: Final = "still quarantined"
 """Failed as before, on the same bytes: nothing to write."""
+MOVED: Final = "moved"
+"""The bytes of a document that vanished under another name: its features are taken over as they are."""
 GONE: Final = "gone"
 """Vanished between listing and reading: nothing is done with it now, the next run sees."""
 
@@ -42,11 +44,26 @@ READ_SCHEMA: Final = pa.schema(
         ("text", pa.large_string()),
         ("status", pa.string()),
         ("quarantine_reason", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("ctime_ns", pa.int64()),
+        ("object_id", pa.string()),
+        ("moved_from", pa.string()),
     ]
 )
 
-Readers = Mapping[str, BodyReader]
-"""What reads the bodies of each source, by the source's name; picklable."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the read stage needs; picklable.
+
+    ``readers``   what reads the bodies of each source, by the source's name
+    ``vanished``  documents that vanished, by what they would keep if they were moved
+    """
+
+    readers: Mapping[str, BodyReader]
+    vanished: Mapping[MoveKey, str]
+
 
 FindKnown = Callable[[Sequence[PreparedSpans]], dict[bytes, LeafVectors]]
 """Looks stored leaves up for the segments of some documents."""
@@ -58,18 +75,27 @@ class StageOutput:
 
     ``features``    rows of the documents that were new or changed
     ``documents``   their document rows
-    ``quarantined`` rows of READ_SCHEMA of the documents that failed (text left out)
-    ``num_by_status`` documents by status
+    ``outcomes``    rows of READ_SCHEMA, text left out: what became of every document
     """
 
     features: pa.Table
     documents: pa.Table
-    quarantined: pa.Table
-    num_by_status: dict[str, int]
+    outcomes: pa.Table
     counts: EncodeCounts
 
+    def count(self) -> dict[str, int]:
+        """Documents by status."""
+        statuses = self.outcomes.column("status").combine_chunks()
+        return {row["values"]: row["counts"] for row in pc.value_counts(statuses).to_pylist()}
 
-def read_documents(reads: Sequence[PlannedRead], readers: Readers) -> pa.Table:
+    def select(self, *statuses: str) -> list[dict[str, Any]]:
+        """The outcomes of these statuses."""
+        chosen = pc.is_in(self.outcomes.column("status"), pa.array(statuses))
+        rows: list[dict[str, Any]] = self.outcomes.filter(chosen).to_pylist()
+        return rows
+
+
+def read_documents(reads: Sequence[PlannedRead], reading: Reading) -> pa.Table:
     """Reads documents and tells what became of each: a table of READ_SCHEMA, text only where there is work.
 
     Raises:
@@ -78,15 +104,28 @@ def read_documents(reads: Sequence[PlannedRead], readers: Readers) -> pa.Table:
     rows: dict[int, dict[str, object]] = {}
     by_source: dict[str, list[int]] = {}
     for place, read in enumerate(reads):
-        by_source.setdefault(read.candidate.source, []).append(place)
+        if _is_same_unread(read):
+            rows[place] = _describe_read(read, _body_unread(read.candidate), {})
+        else:
+            by_source.setdefault(read.candidate.source, []).append(place)
     for source, places in by_source.items():
-        bodies = readers[source].read([reads[place].candidate for place in places])
+        bodies = reading.readers[source].read([reads[place].candidate for place in places])
         for place, body in zip(places, bodies, strict=True):
-            rows[place] = _describe_read(reads[place], body)
+            rows[place] = _describe_read(reads[place], body, reading.vanished)
     return pa.Table.from_pylist([rows[place] for place in range(len(reads))], schema=READ_SCHEMA)
 
 
-def _describe_read(read: PlannedRead, body: ReadBody) -> dict[str, object]:
+def _is_same_unread(read: PlannedRead) -> bool:
+    """Whether the source's own hash shows that the store has these bytes."""
+    known, content_hash = read.known, read.candidate.content_hash
+    return known is not None and known.quarantine_reason is None and known.content_hash == content_hash
+
+
+def _body_unread(candidate: Candidate) -> ReadBody:
+    return ReadBody(state=candidate.state, content_hash=candidate.content_hash or NO_HASH)
+
+
+def _describe_read(read: PlannedRead, body: ReadBody, vanished: Mapping[MoveKey, str]) -> dict[str, object]:
     candidate, known = read.candidate, read.known
     row: dict[str, object] = {
         "doc_id": candidate.doc_id,
@@ -94,6 +133,10 @@ def _describe_read(read: PlannedRead, body: ReadBody) -> dict[str, object]:
         "uri": candidate.uri,
         "source_version": body.state.version,
         "content_hash": body.content_hash,
+        "size_bytes": body.state.size_bytes,
+        "mtime_ns": body.state.mtime_ns,
+        "ctime_ns": body.state.ctime_ns,
+        "object_id": body.state.object_id,
     }
     if body.is_gone:
         return row | {"status": GONE}
@@ -102,6 +145,9 @@ def _describe_read(read: PlannedRead, body: ReadBody) -> dict[str, object]:
         return row | {"status": STILL_QUARANTINED if again else QUARANTINED, "quarantine_reason": body.failure}
     if known is not None and known.content_hash == body.content_hash and known.quarantine_reason is None:
         return row | {"status": SAME}
+    moved_from = vanished.get(key_of_move(candidate.source, body.content_hash, candidate.uri))
+    if read.is_new and moved_from is not None:
+        return row | {"status": MOVED, "moved_from": moved_from}
     return row | {"text_format": body.text_format, "text": body.text, "status": NEW if read.is_new else CHANGED}
 
 
@@ -143,17 +189,27 @@ def encode_documents(
 
 
 def _split(batch: EncodedBatch, prepared: pa.Table) -> StageOutput:
-    status = prepared.column("status")
-    done = pc.is_in(status, pa.array([NEW, CHANGED]))
-    failed = pc.is_in(status, pa.array([QUARANTINED]))
-    quarantined = prepared.select(READ_SCHEMA.names).filter(failed)
-    tally = {row["values"]: row["counts"] for row in pc.value_counts(status.combine_chunks()).to_pylist()}
+    done = pc.is_in(prepared.column("status"), pa.array([NEW, CHANGED]))
     return StageOutput(
         features=batch.features,
         documents=batch.documents.filter(done),
-        quarantined=_without_text(quarantined),
-        num_by_status=tally,
+        outcomes=_without_text(prepared.select(READ_SCHEMA.names)),
         counts=batch.counts,
+    )
+
+
+def has_work(read: pa.Table) -> bool:
+    """Whether any document of a table of READ_SCHEMA has to be cut and encoded."""
+    return bool(read.column("text").null_count < read.num_rows)
+
+
+def pass_through(read: pa.Table, *, dim: int) -> StageOutput:
+    """The output for a table of READ_SCHEMA in which nothing has to be cut or encoded."""
+    return StageOutput(
+        features=features_schema(dim).empty_table(),
+        documents=DOCUMENTS_SCHEMA.empty_table(),
+        outcomes=read,
+        counts=EncodeCounts(),
     )
 
 
@@ -165,30 +221,26 @@ def _without_text(rows: pa.Table) -> pa.Table:
 def merge_outputs(outputs: Sequence[StageOutput], *, dim: int) -> StageOutput:
     """The outputs of several calls as one."""
     counts = EncodeCounts()
-    tally: dict[str, int] = {}
     for output in outputs:
         counts.add(output.counts)
-        for status, number in output.num_by_status.items():
-            tally[status] = tally.get(status, 0) + number
     return StageOutput(
         features=pa.concat_tables([features_schema(dim).empty_table(), *(o.features for o in outputs)]),
         documents=pa.concat_tables([DOCUMENTS_SCHEMA.empty_table(), *(o.documents for o in outputs)]),
-        quarantined=pa.concat_tables([READ_SCHEMA.empty_table(), *(o.quarantined for o in outputs)]),
-        num_by_status=tally,
+        outcomes=pa.concat_tables([READ_SCHEMA.empty_table(), *(o.outcomes for o in outputs)]),
         counts=counts,
     )
 
 
 def output_to_row(output: StageOutput) -> pa.Table:
     """One row that carries ``output`` between processes: Ray Data has one output a stage, this has three tables."""
-    tables = (output.features, output.documents, output.quarantined)
+    tables = (output.features, output.documents, output.outcomes)
     blobs = [_to_blob(table) for table in tables]
-    counts = json.dumps({"by_status": output.num_by_status, "counts": asdict(output.counts)})
+    counts = json.dumps(asdict(output.counts))
     return pa.table(
         {
             "features": blobs[0],
             "documents": blobs[1],
-            "quarantined": blobs[2],
+            "outcomes": blobs[2],
             "counts": [counts],
         }
     )
@@ -198,20 +250,12 @@ def outputs_from_rows(rows: pa.Table) -> list[StageOutput]:
     """The inverse of output_to_row, for any number of rows."""
     outputs = []
     for row in range(rows.num_rows):
-        features, documents, quarantined = (
+        features, documents, outcomes = (
             pa.ipc.open_stream(rows.column(name)[row].as_buffer()).read_all()
-            for name in ("features", "documents", "quarantined")
+            for name in ("features", "documents", "outcomes")
         )
-        summary = json.loads(rows.column("counts")[row].as_py())
-        outputs.append(
-            StageOutput(
-                features=features,
-                documents=documents,
-                quarantined=quarantined,
-                num_by_status=summary["by_status"],
-                counts=EncodeCounts(**summary["counts"]),
-            )
-        )
+        counts = EncodeCounts(**json.loads(rows.column("counts")[row].as_py()))
+        outputs.append(StageOutput(features=features, documents=documents, outcomes=outcomes, counts=counts))
     return outputs
 
 

@@ -133,11 +133,11 @@ def _run(
 ) -> None:
     note_flags(as_json=as_json, debug=debug)
     loaded = load(config, overrides)
-    from lodestream.pipeline import backfill
+    from lodestream.pipeline import refresh as refresher
 
     progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
     try:
-        report = backfill.run(
+        report = refresher.run(
             loaded, allow_mass_delete=allow_mass_delete, show_progress=progress, show_note=output.tell
         )
     finally:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +76,7 @@ class FilesFolder:
             SourceUnavailable: a folder below it cannot be listed; nothing is taken for deleted.
         """
         states = {} if since is None else known.load()
+        began = datetime.now(UTC)
         latest_ns = time.time_ns() + RACY_NS
         warnings: list[str] = []
         listed = set()
@@ -91,7 +93,7 @@ class FilesFolder:
             upserts=sorted(upserts, key=lambda candidate: candidate.doc_id),
             num_seen=len(listed),
             listed=frozenset(listed),
-            observations=Observations(num_future=num_future, warnings=tuple(warnings)),
+            observations=Observations(watermark=began, num_future=num_future, warnings=tuple(warnings)),
         )
 
     def reader(self) -> FileReader:

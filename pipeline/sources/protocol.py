@@ -94,7 +94,8 @@ class Observations:
     """What a source noticed on the way, for reports and ``status``.
 
     ``mode``         how changes are found: "listing", "xid", "holdback", "lookback", "scan", "feed", ...
-    ``watermark``    the source's time up to which it is proven complete; None where it has no such time
+    ``watermark``    the source's time up to which it is proven complete (for a listing: when it began); None where it
+                     has no such time
     ``held_back_s``  how far the watermark lies behind the source's present, because of open transactions
     ``num_future``   rows stamped in the source's future: taken, but the cursor does not move by them
     ``num_swept``    rows that only a full sweep found: what the cursor has lost before

@@ -26,8 +26,9 @@ from their_process import SETTINGS, Theirs
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.actors.tokenize import Tokenizer
-from lodestream.kernels.encoder import Encoder, load_encoder, native_precision
+from lodestream.kernels.encoder import Encoder, load_encoder
 from lodestream.kernels.packing import pack, plan_batches
+from lodestream.kernels.precision import native_precision
 from lodestream.kernels.span_pool.reference import mean_spans
 
 NAME = "encoder"

@@ -109,16 +109,6 @@ def test_deleted_document_vanishes_with_all_its_rows(workspace: Workspace) -> No
     assert NAMES[3] not in {row["doc_id"] for row in read_features(snapshot)}
 
 
-def test_renamed_document_is_not_encoded_again(workspace: Workspace) -> None:
-    (workspace.docs / NAMES[2]).rename(workspace.docs / "moved.rst")
-    report = workspace.run()
-    assert tally(report) == {"seen": 12, "same": 11, "new": 1, "deleted": 1}
-    assert (encoded(report), report.counts.segments_total > 0) == (0, True)
-    snapshot = workspace.open_snapshot()
-    assert snapshot.get_document(NAMES[2]) is None
-    assert (snapshot.get_document("moved.rst") or {})["text"] == DOCUMENTS[NAMES[2]]
-
-
 def test_copy_of_a_document_is_not_encoded_again(workspace: Workspace) -> None:
     workspace.write("copy.rst", DOCUMENTS[NAMES[5]])
     report = workspace.run()

@@ -15,7 +15,7 @@ import ray
 
 from lodestream.errors import ExecutorError, LodestreamError, StoreCorrupt
 from lodestream.pipeline import ray_executor
-from lodestream.pipeline.backfill import _RunWork
+from lodestream.pipeline.work import ChunkWriter
 from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.workspace import Workspace, assert_equal_stores, short_topics
 
@@ -67,7 +67,7 @@ def test_ray_stores_what_local_stores_and_reuses_it(workspace: Workspace) -> Non
     (workspace.docs / NAMES[2]).unlink()
     again = workspace.run()
     assert again.as_dict()["documents"] == {
-        "seen": 14, "new": 1, "changed": 1, "same": 10, "deleted": 1, "quarantined": 2, "resumed": 0,
+        "seen": 14, "new": 1, "changed": 1, "moved": 0, "same": 10, "deleted": 1, "quarantined": 2, "resumed": 0,
     }  # fmt: skip
     assert 1 <= again.counts.segments_encoded <= 2 < again.counts.segments_total
     assert_equal_stores(workspace.open_snapshot(), open_local_twin(workspace))
@@ -104,8 +104,8 @@ class KillingIndex(FailingIndex):
 
 def ask_first(monkeypatch: pytest.MonkeyPatch, index: FailingIndex) -> None:
     """Puts ``index`` before the store's own."""
-    list_indexes = _RunWork._indexes
-    monkeypatch.setattr(_RunWork, "_indexes", lambda work: [index, *list_indexes(work)])
+    list_indexes = ChunkWriter._indexes
+    monkeypatch.setattr(ChunkWriter, "_indexes", lambda work: [index, *list_indexes(work)])
 
 
 def test_killed_encoder_actor_leaves_no_row_twice(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
-from lodestream.kernels.encoder import native_precision
 from lodestream.kernels.packing import pack
+from lodestream.kernels.precision import native_precision
 from lodestream.kernels.span_pool.reference import mean_spans
 from lodestream.storage.codec import decode_rows
 from tests.support.reference_vectors import ReferenceVectors, hash_paragraph, read_reference, reference_documents

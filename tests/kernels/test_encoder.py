@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels import encoder as encoder_module
-from lodestream.kernels.encoder import Encoder, load_encoder, native_precision
+from lodestream.kernels.encoder import Encoder, load_encoder
 from lodestream.kernels.packing import pack
+from lodestream.kernels.precision import native_precision
 
 LENGTHS = (3, 4, 15, 16, 17, 31, 40, 63, 64, 127, 255, 511, 512)
 PRECISIONS = ["fp32", "bf16"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lodestream.pipeline import backfill
+from lodestream.pipeline import refresh
 from lodestream.pipeline.config import LoadedConfig, load_config, write_initial_config
 from lodestream.pipeline.report import RunReport
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
@@ -26,6 +26,7 @@ VOLATILE_COLUMNS = frozenset({"computed_at", "updated_at", "run_id"})
 """What may differ between two stores of the same documents: when a row was made, and by which run."""
 
 MAX_TOPIC_CHARS = 3000
+WRITTEN_NS = 1_700_000_000 * 10**9
 
 
 def short_topics(number: int) -> dict[str, str]:
@@ -64,23 +65,42 @@ class Workspace:
         path = self.docs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
+        # As if written some time ago: what was written just now is read once more by the next run.
+        os.utime(path, ns=(WRITTEN_NS, WRITTEN_NS))
         return path
 
     def load(self, *settings: str) -> LoadedConfig:
         """The configuration with further settings."""
         return load_config(start=self.root, overrides=(*self.settings, *settings), environ={})
 
-    def run(self, *settings: str, allow_mass_delete: bool = False) -> RunReport:
-        """Runs in this process."""
-        return backfill.run(self.load(*settings), allow_mass_delete=allow_mass_delete)
+    def run(self, *settings: str, **options: Any) -> RunReport:
+        """Runs in this process; ``options`` are those of ``refresh.run``."""
+        return refresh.run(self.load(*settings), **options)
 
     def open_snapshot(self) -> Snapshot:
         """The published snapshot."""
         return FeatureStore.open(str(self.store)).open_snapshot()
 
+    def python(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Runs Python code in another process, in the workspace's folder."""
+        return run_python(self.root, code)
+
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs the command line in another process, in the workspace's folder."""
         return run_command(self.root, *arguments, **options)
+
+
+def run_python(folder: Path, code: str, *, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Python ``code`` in another process, in ``folder``."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=command_environ(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout_s,
+    )
 
 
 def run_command(

@@ -1,0 +1,22 @@
+"""Which precision a processor computes in natively. Asked without torch: a run that encodes nothing never loads it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final, Literal
+
+Precision = Literal["bf16", "fp32"]
+_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@cache
+def native_precision() -> Precision:
+    """ "bf16" where the processor multiplies bfloat16 in hardware (avx512_bf16 or AMX), else "fp32"."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return "bf16" if _BF16_FLAGS & set(line.split()) else "fp32"
+    except OSError:
+        pass
+    return "fp32"

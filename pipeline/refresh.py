@@ -1,0 +1,170 @@
+"""A refresh: asks the sources what changed, computes it, publishes it in one step. The first one is the backfill.
+
+Work is staged chunk by chunk, so that a killed run is continued by the next; readers see the published snapshot until
+the last step, which publishes the data and the sources' cursors together. A run that finds nothing to do loads neither
+torch nor Ray and writes no table.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from lodestream.errors import QuarantineShareExceeded
+from lodestream.pipeline.changes import PlannedRead, Survey, guard_deletions, plan_reads
+from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.plan import RunPlan, make_plan
+from lodestream.pipeline.report import RunReport
+from lodestream.pipeline.stages import Reading
+from lodestream.pipeline.states import StoredStates, find_documents
+from lodestream.pipeline.work import ChunkWriter, ShowProgress, Work
+from lodestream.storage.store import FeatureStore, Snapshot, Transaction
+
+
+def run(
+    loaded: LoadedConfig,
+    *,
+    allow_mass_delete: bool = False,
+    retry: Collection[str] | None = None,
+    show_progress: ShowProgress | None = None,
+    show_note: Callable[[str], None] | None = None,
+) -> RunReport:
+    """Brings the store up to date with its sources and publishes the result.
+
+    Args:
+        loaded: the configuration.
+        allow_mass_delete: carry out deletions that the guard would refuse.
+        retry: documents in quarantine that are tried again now; None takes those whose time has come.
+        show_progress: called after every micro-batch.
+        show_note: called with sentences worth knowing while it runs (executor and why, work taken over).
+
+    Raises:
+        LodestreamError: see lodestream.errors; nothing is published then, and finished chunks are kept for the next
+            run.
+    """
+    started = time.perf_counter()
+    note = show_note or (lambda _: None)
+    plan = make_plan(loaded, retry=retry)
+    report = _begin_report(plan)
+    for sentence in plan.notes():
+        note(sentence)
+    # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
+    if not allow_mass_delete:
+        guard_deletions(plan.surveys, plan.count_moved, plan.published)
+    featurizer = plan.featurizer
+    store = FeatureStore.open_or_create(loaded.store_location, dim=featurizer.model.dim)
+    transaction = store.begin(
+        run_id=report.run_id,
+        kind=report.kind,
+        feature_version=featurizer.feature_version,
+        recipe=featurizer.recipe,
+    )
+    writer = ChunkWriter(
+        loaded.config,
+        featurizer=featurizer,
+        transaction=transaction,
+        reading=Reading(
+            readers={name: source.reader() for name, source in plan.sources.items()}, vanished=plan.vanished
+        ),
+        report=report,
+        published=plan.published,
+        show_progress=show_progress,
+        note=note,
+    )
+    writer.carry_out(_plan_work(plan, transaction, report, note))
+    _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
+    _publish(plan, transaction, report, started)
+    return report
+
+
+def _begin_report(plan: RunPlan) -> RunReport:
+    report = RunReport(
+        run_id=_name_run(),
+        kind="refresh" if plan.published else "backfill",
+        backend=f"torch-cpu/{plan.featurizer.precision}",
+        snapshot_before=plan.pointer.sequence if plan.pointer else None,
+        in_quarantine=set(plan.quarantined.difference(plan.deleted)),
+        deleted=len(plan.deleted),
+    )
+    for survey in plan.surveys:
+        report.add_survey(survey)
+    return report
+
+
+def _plan_work(plan: RunPlan, transaction: Transaction, report: RunReport, note: Callable[[str], None]) -> Work:
+    """What is left to do: what the plan says, less what a killed run has staged already."""
+    if not transaction.resumed:
+        return Work(reads=plan.reads(), deleted=plan.deleted)
+    base = transaction.base
+    reads = _skip_staged(plan, base)
+    report.resumed = len(plan.reads()) - len(reads)
+    if report.resumed:
+        note(f"continuing a run that was interrupted: {report.resumed} documents are done already")
+    deleted = {*plan.deleted, *(doc_id for survey in plan.surveys for doc_id in _find_staged_deleted(survey, base))}
+    return Work(reads=reads, deleted=sorted(deleted))
+
+
+def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:
+    """The reads without those whose document a killed run has staged in the version that the source has now.
+
+    A version that was read too soon after it was written keeps no time in ``source_state``: the next run looks again.
+    """
+    staged = find_documents(base, [read.candidate.doc_id for read in plan.reads()])
+    candidates = []
+    for survey in plan.surveys:
+        known = StoredStates(base, survey.name).find([candidate.doc_id for candidate in survey.changes.upserts])
+        for candidate in survey.changes.upserts:
+            state, before = staged.get(candidate.doc_id), known.get(candidate.doc_id)
+            is_staged = state is not None and state != plan.states.get(candidate.doc_id)
+            is_done = (
+                is_staged
+                and before is not None
+                and before.state.version == candidate.state.version
+                and state is not None
+                and state.feature_version == plan.featurizer.feature_version
+                and state.quarantine_reason is None
+            )
+            if not is_done:
+                candidates.append(candidate)
+    candidates.sort(key=lambda candidate: candidate.doc_id)
+    reads = plan_reads(candidates, staged, feature_version=plan.featurizer.feature_version)
+    return [replace(read, is_new=read.candidate.doc_id not in plan.states) for read in reads]
+
+
+def _find_staged_deleted(survey: Survey, base: Snapshot) -> frozenset[str]:
+    """Documents that a killed run has staged and that are gone since."""
+    listed = survey.changes.listed
+    return frozenset() if listed is None else StoredStates(base, survey.name).doc_ids() - listed
+
+
+def _guard_quarantine(report: RunReport, transaction: Transaction, *, max_share: float) -> None:
+    if not report.quarantined:
+        return
+    num_documents = max(report.seen, transaction.base.count_documents())
+    if report.num_quarantined > max_share * num_documents:
+        first = report.quarantined[0]
+        raise QuarantineShareExceeded(
+            f"{report.num_quarantined} of {num_documents} documents failed, more than run.max_quarantined_share = "
+            f"{max_share:g}; the first: {first['doc_id']}: {first['reason']}",
+            "mend or exclude them, or raise run.max_quarantined_share; nothing was published",
+        )
+
+
+def _publish(plan: RunPlan, transaction: Transaction, report: RunReport, started: float) -> None:
+    now = datetime.now(UTC)
+    report.end(now)
+    report.seconds = time.perf_counter() - started
+    snapshot = transaction.publish(
+        checkpoint={survey.name: survey.checkpoint() for survey in plan.surveys},
+        run=report.summarise() | {"ended_at": now.isoformat()},
+    )
+    report.snapshot_after = snapshot.sequence
+    report.seconds = time.perf_counter() - started
+
+
+def _name_run() -> str:
+    """Sortable by time, unique across machines."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
