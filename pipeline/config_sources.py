@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Tag
 
-from lodestream.pipeline.config_types import Encoding, Patterns, Section, Size, Text
+from lodestream.pipeline.config_types import Duration, Encoding, Patterns, Section, Size, TableName, Text
 from lodestream.pipeline.sizes import MIB
 
 DEFAULT_KIND: Final = "files"
@@ -37,13 +37,67 @@ class FilesSource(Section):
     max_document_bytes: Size = 16 * MIB
     follow_symlinks: bool = True
 
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return f"{self.path} ({', '.join(self.include)})"
+
+
+class TableSection(Section):
+    """What sources whose rows are documents have in common.
+
+    ``id_column``           names a row's document; unique
+    ``text_column``         its text
+    ``text_format``         what the text is: ``text``, ``markdown``, ``rst`` or ``html``
+    ``max_document_bytes``  larger texts go to quarantine
+    """
+
+    id_column: Text = "id"
+    text_column: Text = "text"
+    text_format: Literal["text", "markdown", "rst", "html"] = "text"
+    max_document_bytes: Size = 16 * MIB
+
+
+class PostgresSource(TableSection):
+    """A table or view of PostgreSQL; names are taken as they are written, capitals included.
+
+    ``url``              ``postgresql://user@host/database``; a password is better kept in ``~/.pgpass``
+    ``table``            ``table`` or ``schema.table``
+    ``mode``             how changes are found; ``auto`` takes the best that loses nothing (``lodestream check`` says
+                         which and why)
+    ``xid_column``       of type xid8: the transaction that wrote the row last
+    ``updated_column``   when the row was written last
+    ``tombstone_table``  has the ids of deleted rows in ``id_column``, and ``xid_column`` or ``updated_column``; without
+                         it deletes show when all rows are looked at
+    ``lookback``         in mode lookback: how long before the cursor rows are read again; longer than any transaction
+    ``sweep_every``      how often all rows are looked at; ``0s`` never
+    """
+
+    kind: Literal["postgres"]
+    url: Text
+    table: TableName
+    mode: Literal["auto", "xid", "holdback", "lookback", "scan"] = "auto"
+    xid_column: str = ""
+    updated_column: str = ""
+    tombstone_table: str = ""
+    lookback: Duration = 900.0
+    sweep_every: Duration = 86400.0
+
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return f"the table {self.table}"
+
 
 def _read_kind(section: Any) -> str | None:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
     return kind if isinstance(kind, str) else None
 
 
-SourceConfig = Annotated[Annotated[FilesSource, Tag("files")], Discriminator(_read_kind)]
+SourceConfig = Annotated[
+    Annotated[FilesSource, Tag("files")] | Annotated[PostgresSource, Tag("postgres")],
+    Discriminator(_read_kind),
+]
 
-SOURCE_KINDS: Final[dict[str, type[Section]]] = {"files": FilesSource}
+SOURCE_KINDS: Final[dict[str, type[Section]]] = {"files": FilesSource, "postgres": PostgresSource}
 """The section of each kind."""

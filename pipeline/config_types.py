@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lodestream.pipeline.durations import parse_duration
 from lodestream.pipeline.sizes import parse_size
+from lodestream.pipeline.sql_names import check_table
 
 AUTO_ENCODING: Final = "auto"
 
@@ -38,6 +39,7 @@ Size = Annotated[
 Duration = Annotated[
     float, BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value), Field(ge=0)
 ]
+TableName = Annotated[Text, AfterValidator(check_table)]
 Encoding = Annotated[Text, AfterValidator(check_encoding)]
 # A name stands in dotted paths and in variables, so it has neither dots nor a double underscore.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]

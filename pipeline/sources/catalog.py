@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config_sources import FilesSource, PostgresSource
 from lodestream.pipeline.sources.files import FilesFolder
+from lodestream.pipeline.sources.postgres import PostgresTable
 from lodestream.pipeline.sources.protocol import Source
 
 
 def open_source(loaded: LoadedConfig, name: str) -> Source:
     """The source of that name; nothing is connected or looked at yet."""
     config = loaded.config.sources[name]
-    return FilesFolder(name, config, loaded.folder, prefix_ids=len(loaded.config.sources) > 1)
+    prefix_ids = len(loaded.config.sources) > 1
+    match config:
+        case FilesSource():
+            return FilesFolder(name, config, loaded.folder, prefix_ids=prefix_ids)
+        case PostgresSource():
+            return PostgresTable(name, config, prefix_ids=prefix_ids)
 
 
 def open_sources(loaded: LoadedConfig) -> dict[str, Source]:

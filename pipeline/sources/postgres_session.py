@@ -1,0 +1,140 @@
+"""One connection to PostgreSQL through ADBC, and what its errors mean for a source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from lodestream.errors import ConfigError, SourceContract, SourceError, SourceUnavailable
+
+_TRANSIENT: Final = ("08", "40", "53", "55", "57", "58", "XX")
+"""SQLSTATE classes that another attempt may get past: connection, conflict, resources, locks, shutdown, system."""
+_REFUSED: Final = ("authentication failed", "does not exist", "pg_hba.conf", "password", "not permitted to log in")
+
+
+class PostgresSession:
+    """A connection in autocommit, closed at the end of a ``with``. Times are in UTC and texts in UTF-8, whatever the
+    server's defaults. Not for several threads."""
+
+    def __init__(self, source: str, url: str) -> None:
+        """Connects.
+
+        Args:
+            source: the source's name in the configuration.
+            url: as libpq reads it.
+
+        Raises:
+            SourceUnavailable: the server cannot be reached.
+            SourceContract: it refuses the user, or has no such database.
+            ConfigError: the driver is not installed.
+        """
+        self._source = source
+        try:
+            from adbc_driver_postgresql import dbapi
+        except ImportError:
+            raise ConfigError(
+                f"sources.{source}: the driver for PostgreSQL is not installed", "pip install 'lodestream[postgres]'"
+            ) from None
+        self._dbapi = dbapi
+        try:
+            self._connection = dbapi.connect(url, autocommit=True)
+        except dbapi.Error as error:
+            raise self._explain_refusal(url, _first_line(str(error))) from None
+        self.execute("SET client_encoding TO 'UTF8'; SET TIME ZONE 'UTC'; SET DateStyle TO 'ISO'")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def execute(self, sql: str) -> None:
+        """Carries out statements without a result."""
+        with self._connection.cursor() as cursor, self._explaining():
+            cursor.adbc_statement.set_sql_query(sql)
+            cursor.adbc_statement.execute_update()
+
+    def query(self, sql: str, *parameters: Any) -> pa.Table:
+        """The whole result of a query; ``$1``, ``$2`` and so on stand for the parameters."""
+        with self._connection.cursor() as cursor, self._explaining():
+            cursor.execute(sql, parameters or None)
+            return cursor.fetch_arrow_table()
+
+    def stream(self, sql: str, *parameters: Any) -> Iterator[pa.RecordBatch]:
+        """The result of a query batch by batch."""
+        with self._connection.cursor() as cursor, self._explaining():
+            cursor.execute(sql, parameters or None)
+            yield from cursor.fetch_record_batch()
+
+    def query_value(self, sql: str, *parameters: Any) -> Any:
+        """The first column of the first row."""
+        return self.query(sql, *parameters)[0][0].as_py()
+
+    def query_json(self, sql: str, *parameters: Any) -> Any:
+        """The JSON value that a query makes."""
+        return json.loads(self.query_value(sql, *parameters))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything inside sees the table as it was at the first query inside, and can change nothing."""
+        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield
+        self.execute("COMMIT")
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except self._dbapi.Error as error:
+            raise explain_error(self._source, error.sqlstate, _first_line(str(error))) from None
+
+    def _explain_refusal(self, url: str, message: str) -> SourceError:
+        name = f"sources.{self._source}"
+        if any(word in message for word in _REFUSED):
+            return SourceContract(f"{name}: {message}", f"correct {name}.url ({show_url(url)})")
+        return SourceUnavailable(
+            f"{name}: {message}", f"start the server or correct {name}.url ({show_url(url)}); nothing was deleted"
+        )
+
+
+def explain_error(source: str, sqlstate: str | None, message: str) -> SourceError:
+    """What an error of the server means: whether to come back, and what mends it."""
+    name = f"sources.{source}"
+    state = sqlstate or ""
+    if state == "42P01":
+        return SourceContract(f"{name}: {message}", f"correct {name}.table; its features are kept until then")
+    if state == "42703":
+        return SourceContract(f"{name}: {message}", f"correct the columns of {name}; its features are kept until then")
+    if state == "42501":
+        return SourceContract(f"{name}: {message}", "grant the right (`lodestream check` prints the command)")
+    if not state or state.startswith(_TRANSIENT):
+        return SourceUnavailable(f"{name}: {message}", "the next run tries again; nothing was deleted")
+    return SourceContract(f"{name}: {message} (SQLSTATE {state})", "lodestream check")
+
+
+def show_url(url: str) -> str:
+    """The URL without its password and its query; "" for another form of connection string, which may hold both."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        return ""
+    user = f"{parts.username}@" if parts.username else ""
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"postgresql://{user}{host}{port}{parts.path}"
+
+
+def _first_line(message: str) -> str:
+    """The server's own words: drivers put theirs before and the query behind."""
+    line = message.splitlines()[0] if message else "no message"
+    for mark in ("FATAL:", "ERROR:", "[libpq]"):
+        if mark in line:
+            return line.partition(mark)[2].strip()
+    return line

@@ -1,0 +1,410 @@
+"""A table of PostgreSQL as a source: what each mode finds, what it refuses, and what no mode may lose."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from lodestream.errors import SourceContract, SourceUnavailable
+from tests.support.known import Follower
+from tests.support.postgres import MODE_SETTINGS, connect, make_table, open_table
+from tests.support.servers import Server
+
+MODES = list(MODE_SETTINGS)
+STAMPED = ["xid", "holdback", "lookback"]
+
+
+def stored(url: str) -> dict[str, str]:
+    with connect(url) as connection:
+        return {str(row_id): body for row_id, body in connection.execute("SELECT id, coalesce(body, '') FROM docs")}
+
+
+def write(url: str, *statements: str) -> None:
+    with connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_follows_inserts_updates_and_deletes(postgres_url: str, mode: str) -> None:
+    make_table(postgres_url, 50)
+    follower = Follower(open_table(postgres_url, mode))
+    first = follower.refresh()
+    assert first.observations.mode == mode and first.listed is not None and len(first.upserts) == 50
+    assert follower.texts == stored(postgres_url)
+    write(
+        postgres_url,
+        "UPDATE docs SET body = 'changed' WHERE id = 7",
+        "UPDATE docs SET body = body WHERE id = 8",
+        "DELETE FROM docs WHERE id IN (9, 10)",
+        "INSERT INTO docs (id, body) VALUES (10, 'back again'), (51, 'näw'), (52, NULL)",
+    )
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+    assert follower.num_read == 4, "7, 10, 51 and 52; row 8 has the hash that is known"
+    again = follower.refresh()
+    assert not again.upserts and follower.num_read == 0
+
+
+@pytest.mark.parametrize("mode", STAMPED)
+def test_a_row_of_an_open_transaction_is_found_when_it_ends(postgres_url: str, mode: str) -> None:
+    """The transaction begins before a refresh and ends after another: its stamps lie before both."""
+    make_table(postgres_url, 5)
+    follower = Follower(open_table(postgres_url, mode))
+    follower.refresh()
+    with psycopg.connect(postgres_url) as slow:
+        slow.execute("INSERT INTO docs (id, body) VALUES (100, 'late')")
+        write(postgres_url, "INSERT INTO docs (id, body) VALUES (101, 'early')")
+        time.sleep(1.2)
+        follower.refresh()
+        assert "101" in follower.texts, "what is committed is not kept waiting"
+        follower.refresh()
+        assert "100" not in follower.texts
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+@pytest.mark.parametrize("mode", ["xid", "holdback"])
+def test_a_transaction_without_a_number_yet_holds_the_cursor_back(postgres_url: str, mode: str) -> None:
+    make_table(postgres_url, 1)
+    follower = Follower(open_table(postgres_url, mode))
+    with psycopg.connect(postgres_url) as slow:
+        slow.execute("SELECT 1")  # begun, but nothing written
+        time.sleep(1.2)
+        follower.refresh()
+        slow.execute("INSERT INTO docs (id, body) VALUES (2, 'late')")
+        follower.refresh()
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+@pytest.mark.parametrize("mode", STAMPED)
+def test_a_late_tombstone_is_found(postgres_url: str, mode: str) -> None:
+    make_table(postgres_url, 3)
+    follower = Follower(open_table(postgres_url, mode))
+    follower.refresh()
+    with psycopg.connect(postgres_url) as slow:
+        slow.execute("DELETE FROM docs WHERE id = 2")
+        time.sleep(1.2)
+        follower.refresh()
+        assert "2" in follower.texts
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+def test_lookback_shorter_than_a_transaction_loses_a_row_and_the_sweep_counts_it(postgres_url: str) -> None:
+    make_table(postgres_url, 3)
+    follower = Follower(open_table(postgres_url, "lookback", lookback="100ms", sweep_every="2s"))
+    follower.refresh()
+    with psycopg.connect(postgres_url) as slow:
+        slow.execute("INSERT INTO docs (id, body) VALUES (100, 'late')")
+        time.sleep(0.5)
+        follower.refresh()
+    follower.refresh()
+    assert "100" not in follower.texts
+    time.sleep(2)
+    swept = follower.refresh()
+    assert swept.observations.num_swept == 1 and swept.listed is not None
+    assert follower.texts == stored(postgres_url)
+
+
+def test_deletes_without_tombstones_show_in_the_sweep(postgres_url: str) -> None:
+    make_table(postgres_url, 3)
+    source = open_table(postgres_url, "xid", tombstone_table="", sweep_every="500ms")
+    follower = Follower(source)
+    follower.refresh()
+    write(postgres_url, "DELETE FROM docs WHERE id = 1")
+    time.sleep(0.6)
+    assert follower.refresh().observations.num_swept == 0, "a delete is nothing that the cursor lost"
+    assert follower.texts == stored(postgres_url)
+
+
+def test_rows_of_the_future_are_taken_counted_and_do_not_move_the_cursor(postgres_url: str) -> None:
+    make_table(postgres_url, 3)
+    write(postgres_url, "ALTER TABLE docs DISABLE TRIGGER stamp")
+    follower = Follower(open_table(postgres_url, "lookback"))
+    follower.refresh()
+    write(postgres_url, "INSERT INTO docs (id, body, updated_at) VALUES (4, 'ahead', now() + interval '10 years')")
+    found = follower.refresh()
+    assert found.observations.num_future == 1 and follower.texts["4"] == "ahead"
+    write(
+        postgres_url,
+        "INSERT INTO docs (id, body, updated_at) VALUES (5, 'endless', 'infinity')",
+        "INSERT INTO docs (id, body) VALUES (6, 'now')",
+    )
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+def test_rows_without_a_stamp_are_found(postgres_url: str) -> None:
+    make_table(postgres_url, 1)
+    write(
+        postgres_url,
+        "ALTER TABLE docs DISABLE TRIGGER stamp",
+        "ALTER TABLE docs ALTER updated_at DROP NOT NULL, ALTER updated_at DROP DEFAULT",
+    )
+    follower = Follower(open_table(postgres_url, "lookback"))
+    follower.refresh()
+    write(postgres_url, "INSERT INTO docs (id, body) VALUES (2, 'unstamped')")
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+def test_a_prepared_transaction_holds_the_cursor_back(postgres_server: Server) -> None:
+    """Its start is nowhere to be read, so the cursor stays where it was before the transaction began."""
+    write(postgres_server.url, "ALTER SYSTEM SET max_prepared_transactions = 5")
+    postgres_server.stop()
+    postgres_server.start()
+    url = postgres_server.url.rpartition("/")[0] + "/prepared"
+    write(postgres_server.url, "CREATE DATABASE prepared")
+    make_table(url, 2)
+    followers = {mode: Follower(open_table(url, mode)) for mode in ("xid", "holdback")}
+    for follower in followers.values():
+        follower.refresh()
+    with psycopg.connect(url, autocommit=True) as slow:
+        for statement in ("BEGIN", "INSERT INTO docs (id, body) VALUES (9, 'late')"):
+            slow.execute(statement.encode())
+        time.sleep(1.2)
+        slow.execute(b"PREPARE TRANSACTION 'pending'")
+    for follower in followers.values():
+        found = follower.refresh()
+        assert any("'pending'" in warning for warning in found.observations.warnings)
+        follower.refresh()
+    write(url, "COMMIT PREPARED 'pending'")
+    for mode, follower in followers.items():
+        follower.refresh()
+        assert follower.texts == stored(url), mode
+
+
+def test_another_table_of_the_same_name_is_another_source(postgres_url: str) -> None:
+    make_table(postgres_url, 3)
+    source = open_table(postgres_url, "xid")
+    before = source.incarnation()
+    assert before == open_table(postgres_url, "scan").incarnation()
+    write(postgres_url, "CREATE TABLE copy AS TABLE docs", "DROP TABLE docs", "ALTER TABLE copy RENAME TO docs")
+    assert open_table(postgres_url, "scan").incarnation() != before
+
+
+def test_a_cursor_of_other_settings_compares_everything(postgres_url: str) -> None:
+    make_table(postgres_url, 4)
+    follower = Follower(open_table(postgres_url, "xid"))
+    follower.refresh()
+    write(postgres_url, "ALTER TABLE docs ADD other text DEFAULT 'the same for all'")
+    follower.source = open_table(postgres_url, "xid", text_column="other")
+    changes = follower.refresh()
+    assert changes.listed is not None and set(follower.texts.values()) == {"the same for all"}
+    follower.source = open_table(postgres_url, "holdback", text_column="other")
+    changes = follower.refresh()
+    assert changes.listed is not None and follower.num_read == 0, "hashes are the same, nothing is read"
+
+
+def test_documents_to_try_again_are_named(postgres_url: str) -> None:
+    make_table(postgres_url, 4)
+    follower = Follower(open_table(postgres_url, "xid", prefix_ids=True))
+    follower.refresh()
+    changes = follower.refresh(retry={"pg/2", "pg/77"})
+    assert [candidate.doc_id for candidate in changes.upserts] == ["pg/2"]
+
+
+@pytest.mark.parametrize("id_type", ["uuid", "varchar(40)", "numeric", "int"])
+def test_ids_of_any_type(postgres_url: str, id_type: str) -> None:
+    value = "gen_random_uuid()" if id_type == "uuid" else f"(random() * 100000)::int::text::{id_type}"
+    write(
+        postgres_url,
+        f'CREATE TABLE "Odd "" name" ("I d" {id_type} PRIMARY KEY, "te;xt" jsonb)',
+        f'INSERT INTO "Odd "" name" VALUES ({value}, \'{{"a": "ö"}}\')',
+    )
+    settings = {"table": '"Odd "" name"', "id_column": "I d", "text_column": "te;xt"}
+    follower = Follower(open_table(postgres_url, "scan", **settings))
+    follower.refresh()
+    assert list(follower.texts.values()) == ['{"a": "ö"}']
+
+
+def test_texts_too_large_or_unfit_go_to_quarantine_and_come_back(postgres_url: str) -> None:
+    make_table(postgres_url, 2)
+    write(
+        postgres_url,
+        "UPDATE docs SET body = repeat('x', 2000) WHERE id = 1",
+        r"UPDATE docs SET body = repeat(E'\x01', 100) WHERE id = 2",
+    )
+    follower = Follower(open_table(postgres_url, "xid", max_document_bytes="1kB"))
+    follower.refresh()
+    assert "raise sources.pg.max_document_bytes" in follower.failures["1"]
+    assert "control characters" in follower.failures["2"]
+    write(postgres_url, "UPDATE docs SET body = 'fine'")
+    follower.refresh()
+    assert not follower.failures and set(follower.texts.values()) == {"fine"}
+
+
+def test_html_in_a_column_is_read_as_text(postgres_url: str) -> None:
+    make_table(postgres_url, 1)
+    write(postgres_url, "UPDATE docs SET body = '<h1>Head</h1><p>café'")
+    follower = Follower(open_table(postgres_url, "xid", text_format="html"))
+    follower.refresh()
+    assert follower.texts == {"1": "# Head\n\ncafé\n"}
+    assert not follower.refresh().upserts, "the server computes the hash that the reader does"
+
+
+def test_a_database_in_another_encoding(postgres_server: Server) -> None:
+    write(postgres_server.url, "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    url = postgres_server.url.rpartition("/")[0] + "/latin"
+    make_table(url, 1)
+    write(url, r"UPDATE docs SET body = U&'caf\00e9'")
+    follower = Follower(open_table(url, "xid"))
+    follower.refresh()
+    assert follower.texts == {"1": "café"}
+    assert not follower.refresh().upserts
+
+
+# What is refused, and what to type
+
+
+def refusal(source: Any) -> SourceContract:
+    with pytest.raises(SourceContract) as caught:
+        source.changes(None, Follower(source).known)
+    return caught.value
+
+
+def make_role(url: str, name: str, *grants: str) -> str:
+    write(
+        url,
+        f"DROP ROLE IF EXISTS {name}",
+        f"CREATE ROLE {name} LOGIN",
+        *(f"GRANT {grant} TO {name}" for grant in grants),
+    )
+    return url.replace("lodestream@", f"{name}@")
+
+
+@pytest.fixture
+def plain_url(postgres_url: str) -> str:
+    make_table(postgres_url, 3)
+    name = "plain_" + postgres_url[-6:]
+    return make_role(postgres_url, name, "SELECT ON docs", "SELECT ON gone")
+
+
+def test_a_plain_role_is_refused_holdback_with_the_grant_to_type(plain_url: str, postgres_url: str) -> None:
+    error = refusal(open_table(plain_url, "holdback"))
+    role = plain_url.partition("//")[2].partition("@")[0]
+    command = f'GRANT pg_read_all_stats TO "{role}";'
+    assert "would lose rows" in error.message and command in error.hint
+    write(postgres_url, command)
+    assert Follower(open_table(plain_url, "holdback")).refresh().observations.mode == "holdback"
+
+
+def test_auto_takes_the_best_mode_that_holds_and_says_why(plain_url: str) -> None:
+    both = {"xid_column": "change_xid", "updated_column": "updated_at", "tombstone_table": ""}
+    assert "mode xid: change_xid holds" in open_table(plain_url, "auto", **both).check().detail
+    updated = open_table(plain_url, "auto", **both | {"xid_column": ""}).check()
+    assert "mode lookback" in updated.detail and "not holdback: the role plain_" in updated.detail
+    neither = open_table(plain_url, "auto", **both | {"xid_column": "", "updated_column": ""}).check()
+    assert "mode scan: every row is compared" in neither.detail and "not xid: no xid_column is set" in neither.detail
+
+
+@pytest.mark.parametrize("mode", ["xid", "holdback"])
+def test_a_dropped_trigger_is_refused_with_the_trigger_to_type(postgres_url: str, mode: str) -> None:
+    make_table(postgres_url, 2)
+    follower = Follower(open_table(postgres_url, mode))
+    follower.refresh()
+    write(postgres_url, "DROP TRIGGER stamp ON docs")
+    error = refusal(follower.source)
+    assert "when a row is updated" in error.message
+    write(postgres_url, error.hint.removeprefix("type: "), "UPDATE docs SET body = 'new' WHERE id = 1")
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+def test_columns_of_the_wrong_type_are_refused(postgres_url: str) -> None:
+    make_table(postgres_url, 1)
+    assert (
+        "of type timestamp with time zone, not xid8"
+        in refusal(open_table(postgres_url, "xid", xid_column="updated_at")).message
+    )
+    assert "which is no time" in refusal(open_table(postgres_url, "lookback", updated_column="id")).message
+    assert "of type bigint, which is no text" in refusal(open_table(postgres_url, "scan", text_column="id")).message
+    write(
+        postgres_url,
+        "ALTER TABLE docs ALTER updated_at TYPE timestamp",
+        "ALTER DATABASE current SET TimeZone = 'Europe/Rome'" if False else "SELECT 1",
+    )
+    assert "of type timestamp without" in refusal(open_table(postgres_url, "holdback")).message
+    database = postgres_url.rpartition("/")[2]
+    write(postgres_url, f"ALTER DATABASE {database} SET TimeZone = 'Europe/Rome'")
+    error = refusal(open_table(postgres_url, "lookback"))
+    assert "local time (Europe/Rome)" in error.message and "TYPE timestamptz" in error.hint
+
+
+def test_local_times_of_a_server_in_utc_are_followed(postgres_url: str) -> None:
+    make_table(postgres_url, 2)
+    write(
+        postgres_url,
+        "ALTER TABLE docs ALTER updated_at TYPE timestamp",
+        "ALTER TABLE gone ALTER updated_at TYPE timestamp",
+    )
+    follower = Follower(open_table(postgres_url, "lookback", lookback="100ms"))
+    time.sleep(0.3)
+    follower.refresh()
+    write(postgres_url, "UPDATE docs SET body = 'new' WHERE id = 1")
+    changes = follower.refresh()
+    assert changes.num_seen == 1 and follower.texts == stored(postgres_url)
+
+
+def test_a_view_is_refused_the_modes_that_need_a_table(postgres_url: str) -> None:
+    make_table(postgres_url, 2)
+    write(postgres_url, "CREATE VIEW seen AS SELECT * FROM docs")
+    assert "no table but a view" in refusal(open_table(postgres_url, "xid", table="seen", tombstone_table="")).message
+    follower = Follower(open_table(postgres_url, "scan", table="seen"))
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+
+
+def test_what_is_missing_is_named_and_nothing_is_taken_for_deleted(plain_url: str, postgres_url: str) -> None:
+    source = open_table(postgres_url, "xid")
+    follower = Follower(source)
+    follower.refresh()
+    assert (
+        "no column nope; it has body, change_xid, id, updated_at"
+        in refusal(open_table(postgres_url, "scan", text_column="nope")).message
+    )
+    assert "there is no table nope" in refusal(open_table(postgres_url, "scan", table="nope")).message
+    write(postgres_url, f"REVOKE SELECT ON docs FROM {plain_url.partition('//')[2].partition('@')[0]}")
+    error = refusal(open_table(plain_url, "scan"))
+    assert 'GRANT SELECT ON "docs" TO "plain_' in error.hint
+    write(postgres_url, "DROP TABLE docs")
+    assert "its features are kept" in refusal(source).hint
+
+
+def test_an_id_that_comes_twice_stops_the_run(postgres_url: str) -> None:
+    write(
+        postgres_url, "CREATE TABLE docs (id int, body text)", "INSERT INTO docs VALUES (1, 'a'), (1, 'b'), (NULL, 'c')"
+    )
+    assert "nothing makes id unique" in open_table(postgres_url, "scan").check().fix
+    assert "the id '1' comes more than once" in refusal(open_table(postgres_url, "scan")).message
+
+
+def test_a_server_that_cannot_be_reached_is_for_later(postgres_server: Server, postgres_url: str) -> None:
+    make_table(postgres_url, 1)
+    source = open_table(postgres_url, "xid")
+    follower = Follower(source)
+    follower.refresh()
+    postgres_server.stop()
+    try:
+        with pytest.raises(SourceUnavailable, match="Connection refused"):
+            source.changes(follower.cursor, follower.known)
+    finally:
+        postgres_server.start()
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+    missing = open_table(postgres_url.rpartition("/")[0] + "/nowhere", "xid")
+    assert "does not exist" in refusal(missing).message
+
+
+def test_the_watermark_is_the_servers_time(postgres_url: str) -> None:
+    make_table(postgres_url, 1)
+    for mode in MODES:
+        found = Follower(open_table(postgres_url, mode)).refresh().observations
+        assert found.watermark is not None
+        assert abs((datetime.now(UTC) - found.watermark).total_seconds()) < 30
