@@ -66,3 +66,16 @@ def open_table(url: str, mode: str, *, name: str = "pg", prefix_ids: bool = Fals
         **settings,
     }
     return PostgresTable(name, PostgresSource.model_validate(values), prefix_ids=prefix_ids)
+
+
+def stored(url: str) -> dict[str, str]:
+    """The texts of the table ``docs`` by id."""
+    with connect(url) as connection:
+        return {str(row_id): body for row_id, body in connection.execute("SELECT id, coalesce(body, '') FROM docs")}
+
+
+def write(url: str, *statements: str) -> None:
+    """Carries statements out, each on its own."""
+    with connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
