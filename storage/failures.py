@@ -54,7 +54,7 @@ def _explain(location: Location, error: Exception) -> StoreError | None:
     is_foreign = not isinstance(error, (OSError, ValueError, RuntimeError))
     if is_foreign and not type(error).__module__.startswith("obstore"):
         return None
-    if type(error).__name__ == "CommitConflictError":  # of Lance, which is not imported for this alone
+    if type(error).__name__ == "CommitConflictError" or "concurrent transaction" in text:
         return CommitConflict(
             f"another process writes to {location}", "wait for the other run to end, then run the same command again"
         )

@@ -52,22 +52,20 @@ class Table:
         """
         location = Location.parse(place)
         with explain_errors(location):
-            if not location.child("_versions").is_empty():
-                table = cls.open(location, schema, version=1)
-                if table.head_version != 1:
-                    raise StoreCorrupt(
-                        f"{location} holds data, but the pointer that names its published version is gone",
-                        "restore the store's pointer from a backup, or move the store away",
-                    )
-                return table
-            dataset = lance.write_dataset(
-                compress_fields(schema).empty_table(),
-                location.uri,
-                data_storage_version=FILE_FORMAT,
-                enable_stable_row_ids=True,
-                storage_options=location.lance_options,
-            )
-        return cls(location, schema, dataset)
+            if location.child("_versions").is_empty():
+                try:
+                    return cls(location, schema, _write_empty(location, schema))
+                except OSError as error:  # somebody else creates it at this moment
+                    if not any(mark in str(error) for mark in ("already exists", "concurrent transaction")):
+                        raise
+            table = cls.open(location, schema, version=1)
+            # Several who create it at once make several versions, all of them empty.
+            if any(cls.open(location, schema, version=made).count() for made in range(table.head_version, 0, -1)):
+                raise StoreCorrupt(
+                    f"{location} holds data, but the pointer that names its published version is gone",
+                    "restore the store's pointer from a backup, or move the store away",
+                )
+            return table
 
     @classmethod
     def open(cls, place: Place, schema: pa.Schema, *, version: int) -> Table:
@@ -264,6 +262,16 @@ class Table:
             if not isinstance(operation, _CONTENT_KEEPING) and type(operation) is not LanceOperation.BaseOperation:
                 return False
         return True
+
+
+def _write_empty(location: Location, schema: pa.Schema) -> LanceDataset:
+    return lance.write_dataset(
+        compress_fields(schema).empty_table(),
+        location.uri,
+        data_storage_version=FILE_FORMAT,
+        enable_stable_row_ids=True,
+        storage_options=location.lance_options,
+    )
 
 
 def compress_fields(schema: pa.Schema) -> pa.Schema:

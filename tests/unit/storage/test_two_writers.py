@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
+from lance import LanceDataset
 
-from lodestream.errors import FencedError
+from lodestream.errors import CommitConflict, FencedError
 from lodestream.schema import features_schema
 from lodestream.storage import steps
+from lodestream.storage.failures import explain_errors
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from tests.support.store_rows import DIM, begin, publish, read_contents, write
@@ -60,3 +63,36 @@ def test_two_writers_at_one_table(store: FeatureStore, monkeypatch: pytest.Monke
     write(transaction, {"a": ["2"]})
     transaction.publish(checkpoint={}, run={})
     assert read_contents(store.open_snapshot()) == {"a": ["2"]}
+
+
+def test_store_created_by_two_at_once(tmp_path: Path) -> None:
+    """Both find nothing there, and both make the tables: both end up with the same store."""
+    barrier, outcomes = threading.Barrier(4), []
+
+    def create() -> None:
+        barrier.wait()
+        try:
+            outcomes.append(FeatureStore.open_or_create(str(tmp_path / "store"), dim=DIM).pointer().nonce)
+        except Exception as error:
+            outcomes.append(repr(error))
+
+    threads = [threading.Thread(target=create) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 4 and len(set(outcomes)) == 1, outcomes
+
+
+def index(dataset: LanceDataset, store: FeatureStore) -> None:
+    with explain_errors(store.location):
+        dataset.create_scalar_index("doc_id", "BTREE")
+
+
+def test_conflict_of_indexing_is_no_corruption(store: FeatureStore) -> None:
+    """An index made on what another writer has rolled back."""
+    publish(store, {"a": ["1"]})
+    stale = Table.open(store.location.child("features.lance"), features_schema(DIM), version=1)._dataset
+    Table.open(store.location.child("features.lance"), features_schema(DIM), version=2)._dataset.restore()
+    with pytest.raises(CommitConflict, match="run the same command again"):
+        index(stale, store)
