@@ -89,15 +89,48 @@ class PostgresSource(TableSection):
         return f"the table {self.table}"
 
 
+class SqliteSource(TableSection):
+    """A table or view of a SQLite file.
+
+    ``path``            the file, relative to the folder of ``lodestream.toml``
+    ``table``           its name, as it is written
+    ``mode``            how changes are found; ``auto`` takes the log, else the updated column, else a scan
+    ``log_table``       into which triggers write every change: ``seq INTEGER PRIMARY KEY AUTOINCREMENT, id``
+    ``updated_column``  when the row was written last: text that SQLite reads as a time, or seconds since 1970
+    ``lookback``        in mode lookback: how long before the cursor rows are read again; longer than any transaction
+    ``sweep_every``     how often all rows are looked at; ``0s`` never
+    """
+
+    kind: Literal["sqlite"]
+    path: Text
+    table: Text
+    mode: Literal["auto", "log", "lookback", "scan"] = "auto"
+    log_table: str = ""
+    updated_column: str = ""
+    lookback: Duration = 900.0
+    sweep_every: Duration = 86400.0
+
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return f"the table {self.table} of {self.path}"
+
+
 def _read_kind(section: Any) -> str | None:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
     return kind if isinstance(kind, str) else None
 
 
 SourceConfig = Annotated[
-    Annotated[FilesSource, Tag("files")] | Annotated[PostgresSource, Tag("postgres")],
+    Annotated[FilesSource, Tag("files")]
+    | Annotated[PostgresSource, Tag("postgres")]
+    | Annotated[SqliteSource, Tag("sqlite")],
     Discriminator(_read_kind),
 ]
 
-SOURCE_KINDS: Final[dict[str, type[Section]]] = {"files": FilesSource, "postgres": PostgresSource}
+SOURCE_KINDS: Final[dict[str, type[Section]]] = {
+    "files": FilesSource,
+    "postgres": PostgresSource,
+    "sqlite": SqliteSource,
+}
 """The section of each kind."""
