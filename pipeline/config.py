@@ -29,6 +29,7 @@ from lodestream.pipeline.config_lease import LeaseConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
 from lodestream.pipeline.config_store import StoreConfig, hide_secret
 from lodestream.pipeline.config_types import Section, Size, SourceName, Text
+from lodestream.pipeline.config_upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
 from lodestream.storage.location import Location
 from lodestream.storage.registers.address import hide_password
@@ -114,6 +115,7 @@ class Config(Section):
     segment: SegmentConfig = SegmentConfig()
     density: DensityConfig = DensityConfig()
     run: RunConfig = RunConfig()
+    upkeep: UpkeepConfig = UpkeepConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,4 +371,9 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 [run]
 # executor = "auto"                 # or "local", "ray"
 # max_quarantined_share = 0.5       # a run in which more documents fail publishes nothing
+
+[upkeep]
+# max_small_files = 32              # a table with more has its files merged at the end of a run
+# max_deleted_share = 0.1           # the same for a file with a larger share of deleted rows
+# sweep_after = "1d"                # age at which the leavings of killed runs are removed
 """

@@ -20,6 +20,7 @@ from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.stages import Reading
 from lodestream.pipeline.states import StoredStates, find_documents
+from lodestream.pipeline.upkeep import finish_run
 from lodestream.pipeline.work import ChunkWriter, ShowProgress, Work
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
 
@@ -77,6 +78,8 @@ def run(
     writer.carry_out(_plan_work(plan, transaction, report, note))
     _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
     _publish(plan, transaction, report, started)
+    if report.snapshot_after != report.snapshot_before:
+        finish_run(loaded, store, report)
     return report
 
 

@@ -43,6 +43,7 @@ class RunReport:
     moved_from: set[str] = field(default_factory=set)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     lag_s: float | None = None
+    upkeep: dict[str, Any] | None = None
 
     @property
     def num_quarantined(self) -> int:
@@ -120,4 +121,5 @@ class RunReport:
             "lag_seconds": None if self.lag_s is None else round(self.lag_s, 3),
             "quarantined": self.quarantined,
             "warnings": self.warnings,
+            "upkeep": self.upkeep,
         }

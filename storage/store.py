@@ -16,7 +16,7 @@ from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, Stor
 from lodestream.schema import SCHEMA_VERSION, TABLES
 from lodestream.storage.durability import make_folder, sync_new_files
 from lodestream.storage.location import Location, Place
-from lodestream.storage.reader import Snapshot, locate_table
+from lodestream.storage.reader import Snapshot, locate_table, open_tables
 from lodestream.storage.snapshot import (
     OLDEST_SCHEMA_VERSION,
     PointerRecord,
@@ -106,6 +106,11 @@ class FeatureStore:
                 return Snapshot(self.location, pointer.dim, record)
         first, last = pointer.history[0].sequence, pointer.history[-1].sequence
         raise NotFoundError(f"there is no snapshot {sequence}", f"the store keeps the snapshots {first} to {last}")
+
+    def open_tables(self) -> dict[str, Table]:
+        """Open the tables at the versions that are published; those of a store without a snapshot are empty."""
+        pointer = self.pointer()
+        return open_tables(self.location, pointer.dim, pointer.tables)
 
     def begin(self, *, run_id: str, kind: str, feature_version: str, recipe: dict[str, Any]) -> Transaction:
         """Begin to write. Continues from the chunks that a killed run of the same feature version had staged.

@@ -164,6 +164,38 @@ class Transaction:
             self._swing(checkpoint=checkpoint, run=run, checked_at=now, staged=None)
             self._is_open = False
             return self._open_snapshot(self._pointer.history[-1])
+        snapshot = self._publish(now, self._pointer.history, checked_at=now, checkpoint=checkpoint, run=run)
+        self._clean_up(max_versions=MAX_VERSIONS, min_age=RETAINED_AGE)
+        steps.reach("publish.trimmed")
+        return snapshot
+
+    def publish_rewritten(self, change: Callable[[str, Table], Table], *, forget_earlier: bool = False) -> Snapshot:
+        """Publish the same rows in other files, and end the transaction. Checkpoint and run stay as they are.
+
+        Snapshots published before stay readable in the old files. Old versions that no snapshot has are removed.
+
+        Args:
+            change: is given each table with its name, and returns it with the same rows.
+            forget_earlier: the earlier snapshots can no longer be opened, and their files are removed at once.
+
+        Raises:
+            FencedError, CommitConflict, CommitStateUnknown: as for publish.
+        """
+        self._require_open()
+        for name, table in self._tables.items():
+            self._tables[name] = change(name, table)
+        history = () if forget_earlier else self._pointer.history
+        if self._changes_nothing() and not forget_earlier:
+            self._swing(staged=None)
+            self._is_open = False
+            snapshot = self._open_snapshot(self._pointer.history[-1])
+        else:
+            snapshot = self._publish(datetime.now(UTC), history)
+        self._clean_up(max_versions=0, min_age=timedelta(0) if forget_earlier else RETAINED_AGE)
+        steps.reach("publish.trimmed")
+        return snapshot
+
+    def _publish(self, now: datetime, history: Sequence[SnapshotRecord], **changes: Any) -> Snapshot:
         record = self._prepare_snapshot(now)
         self._swing(
             sequence=record.sequence,
@@ -172,16 +204,12 @@ class Transaction:
             recipe=record.recipe,
             run_id=record.run_id,
             published_at=now,
-            checked_at=now,
-            checkpoint=checkpoint,
-            run=run,
             staged=None,
-            history=(*self._pointer.history, record)[-RETAINED_SNAPSHOTS:],
+            history=(*history, record)[-RETAINED_SNAPSHOTS:],
+            **changes,
         )
         self._is_open = False
         steps.reach("publish.swung")
-        self._clean_up()
-        steps.reach("publish.trimmed")
         return self._open_snapshot(record)
 
     def abandon(self) -> None:
@@ -300,26 +328,26 @@ class Transaction:
             "let the other run end; it continues from what this one had staged",
         )
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, *, max_versions: int, min_age: timedelta) -> None:
         try:
-            self._remove_old_versions()
+            self._remove_old_versions(max_versions=max_versions, min_age=min_age)
         except StoreError as error:  # published already: the next run cleans up
             _LOG.warning("old versions could not be removed: %s", error)
 
-    def _remove_old_versions(self) -> None:
+    def _remove_old_versions(self, *, max_versions: int, min_age: timedelta) -> None:
         """Remove versions that nobody reads: not named by the pointer, and too old to be open still."""
         # Listed first and looked up in the pointer afterwards: what a newer writer publishes while this one sleeps in
         # between is not in the list, and what it had published before is in the pointer.
         listed = {name: table.list_versions() for name, table in self._tables.items()}
-        if max(map(len, listed.values())) <= MAX_VERSIONS:
+        if max(map(len, listed.values())) <= max_versions:
             return
         found = self._register.read()
         pointer = None if found is None else PointerRecord.from_json(found[0])
         if pointer is None or pointer.epoch != self.epoch:
             return
-        horizon = datetime.now(UTC) - RETAINED_AGE
+        horizon = datetime.now(UTC) - min_age
         for name, table in self._tables.items():
-            old = {version for version, made_at in listed[name].items() if made_at < horizon}
+            old = {version for version, made_at in listed[name].items() if made_at <= horizon}
             table.remove_versions(old - pointer.named_versions(name) - {table.version})
 
     def _require_open(self) -> None:

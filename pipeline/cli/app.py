@@ -25,6 +25,7 @@ from lodestream.pipeline.cli.options import (
     open_library,
 )
 from lodestream.pipeline.cli.store import add_store_verbs
+from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
 from lodestream.pipeline.process import set_process_defaults
 
 INTERRUPTED = 130
@@ -40,6 +41,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 add_store_verbs(app)
+add_upkeep_verbs(app)
 
 
 @app.callback(invoke_without_command=True)

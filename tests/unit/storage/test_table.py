@@ -126,17 +126,6 @@ def test_junk_that_arrives_while_tidying(table: Table, monkeypatch: pytest.Monke
     assert read_sorted(tidied).equals(read_sorted(base))
 
 
-def test_tidying_merges_many_files(table: Table) -> None:
-    contents = {f"d{number:02}": [str(number)] for number in range(table_module.MAX_FRAGMENTS + 1)}
-    stored = table
-    for doc_id, texts in contents.items():
-        stored = replace(stored, {doc_id: texts})
-    assert stored.num_fragments == table_module.MAX_FRAGMENTS + 1
-    tidied = stored.tidy(("key", "doc_id", "fingerprint"))
-    assert tidied.num_fragments == 1
-    assert read_sorted(tidied).equals(make_features(contents).sort_by("key"))
-
-
 def test_index_and_scan_agree_through_updates(table: Table) -> None:
     """A row that keeps its key and changes its fingerprint must leave the index under the old one."""
     stored = replace(table, {f"d{number}": ["same", str(number)] for number in range(40)})

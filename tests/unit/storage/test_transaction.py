@@ -313,16 +313,6 @@ def test_contradictory_chunks(store: FeatureStore, changes: dict[str, Any], reas
     assert store.pointer().staged is None
 
 
-def test_many_small_chunks_make_few_files(store: FeatureStore) -> None:
-    transaction = begin(store)
-    contents = {f"d{number:03}": [str(number)] for number in range(60)}
-    for doc_id, texts in contents.items():
-        write(transaction, {doc_id: texts})
-    snapshot = transaction.publish(checkpoint={}, run={})
-    assert snapshot._features.num_fragments == snapshot._documents.num_fragments == 1
-    assert read_contents(snapshot) == contents
-
-
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=1)])
 def test_old_versions_are_removed_unless_named_or_young(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, age: timedelta

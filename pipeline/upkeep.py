@@ -1,0 +1,48 @@
+"""The upkeep of the configured store: what is due at the end of a run, and what the verb ``gc`` does on demand."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from lodestream.errors import LodestreamError
+from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.report import RunReport
+from lodestream.storage.maintenance import Upkeep, collect_garbage, keep_up
+from lodestream.storage.purge import Purge, PurgePlan, plan_purge, purge_documents
+from lodestream.storage.store import FeatureStore
+
+
+def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport) -> None:
+    """Does the upkeep that is due after a run has published, and notes it in the report.
+
+    The features are published whatever becomes of it, so a failure here is a warning; the next run tries again.
+    """
+    try:
+        done = keep_up(store, loaded.config.upkeep.options(), run_id=f"{report.run_id}-upkeep")
+    except LodestreamError as error:
+        report.warnings.append(f"the store's upkeep failed and is left to the next run: {error.message}")
+        return
+    if done is not None:
+        report.upkeep = done.as_dict()
+
+
+def collect(loaded: LoadedConfig) -> Upkeep:
+    """Merges, removes and sweeps whatever can be; see storage.maintenance.collect_garbage."""
+    store = FeatureStore.open(loaded.store_location)
+    return collect_garbage(store, loaded.config.upkeep.options(), run_id=_name_upkeep("gc"))
+
+
+def plan(loaded: LoadedConfig, doc_ids: Sequence[str]) -> PurgePlan:
+    """What a purge of these documents would do."""
+    return plan_purge(FeatureStore.open(loaded.store_location), doc_ids)
+
+
+def purge(loaded: LoadedConfig, planned: PurgePlan) -> Purge:
+    """Takes the documents out of every snapshot and file; see storage.purge."""
+    return purge_documents(FeatureStore.open(loaded.store_location), planned, run_id=_name_upkeep("purge"))
+
+
+def _name_upkeep(verb: str) -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}-{verb}"

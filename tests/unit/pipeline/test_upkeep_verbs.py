@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lodestream.errors import ConfigError
+from lodestream.pipeline.cli.app import app
+from lodestream.pipeline.config import load_config, write_initial_config
+from lodestream.pipeline.report import RunReport
+from lodestream.pipeline.upkeep import finish_run
+from lodestream.storage.store import FeatureStore
+from tests.support.store_rows import DIM, begin, publish, read_contents, write
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    (tmp_path / "docs").mkdir()
+    write_initial_config(tmp_path, source_path="docs")
+    monkeypatch.chdir(tmp_path)
+    return FeatureStore.open_or_create(tmp_path / ".lodestream", dim=DIM)
+
+
+def invoke(*arguments: str, answer: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=answer)
+
+
+def invoke_json(*arguments: str) -> Any:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_gc_merges_and_says_so(store: FeatureStore) -> None:
+    for number in range(3):
+        publish(store, {f"d{number}": ["a"]})
+    done = invoke_json("gc")
+    assert done["compacted"] == ["features", "documents", "source_state"]
+    assert done["sequence"] == 4
+    assert done["bytes_before"] - done["bytes_after"] == done["freed_bytes"]
+    assert done["bytes_after"] == sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
+    assert "no files to merge" in invoke("gc").stdout
+
+
+def test_gc_beside_an_unfinished_run(store: FeatureStore) -> None:
+    publish(store, {"d": ["a"]})
+    write(begin(store, run_id="killed"), {"e": ["b"]})
+    result = invoke("gc")
+    assert result.exit_code == 0
+    assert "killed is unfinished" in result.stderr
+
+
+def test_purge_asks_first(store: FeatureStore) -> None:
+    publish(store, {"d": ["a"], "e": ["b"]})
+    refused = invoke("gc", "--purge", "d", answer="n\n")
+    assert refused.exit_code == 1
+    assert "the snapshots 1 can no longer be opened" in refused.stderr
+    assert "d" in read_contents(store.open_snapshot())
+    assert invoke("gc", "--purge", "d", answer="y\n").exit_code == 0
+    assert read_contents(store.open_snapshot()) == {"e": ["b"]}
+
+
+def test_purge_in_a_script_wants_yes(store: FeatureStore) -> None:
+    publish(store, {"d": ["a"], "e": ["b"]})
+    result = invoke("gc", "--purge", "d", "--json")
+    assert isinstance(result.exception, ConfigError)
+    assert invoke_json("gc", "--purge", "d", "--yes")["plan"]["lost_sequences"] == [1]
+    assert read_contents(store.open_snapshot()) == {"e": ["b"]}
+
+
+def test_a_run_ends_with_the_upkeep_that_is_due(store: FeatureStore) -> None:
+    for number in range(3):
+        publish(store, {f"d{number}": ["a"]})
+    report = RunReport(run_id="run", kind="refresh")
+    finish_run(load_config(start=store.root.parent, environ={}), store, report)
+    assert report.upkeep is None
+    loaded = load_config(start=store.root.parent, overrides=["upkeep.max_small_files=2"], environ={})
+    finish_run(loaded, store, report)
+    assert report.upkeep is not None
+    assert report.upkeep["sequence"] == store.pointer().sequence == 4
+    assert store.pointer().run_id == "run-upkeep"
+
+
+def test_failed_upkeep_fails_no_run(store: FeatureStore) -> None:
+    for number in range(3):
+        publish(store, {f"d{number}": ["a"]})
+    for path in (store.root / "features.lance" / "data").iterdir():
+        path.unlink()
+    loaded = load_config(start=store.root.parent, overrides=["upkeep.max_small_files=2"], environ={})
+    report = RunReport(run_id="run", kind="refresh")
+    finish_run(loaded, store, report)
+    assert report.upkeep is None
+    assert "upkeep failed" in report.warnings[0]
