@@ -3,7 +3,10 @@
     python tests/bench/bench_encoder.py --sentence-transformers /tmp/st/bin/python
 
 How to make that environment is told in sentence_transformers_worker.py; without the option only lodestream is measured.
-Texts in, vectors out, tokenising included, for both. Besides speed it records the cosine between the two.
+Texts in, vectors out, tokenising included, for both. Besides speed it records the cosine between the two, and the roof:
+what the processor's matrix units give a packed linear that runs alone, and how much of the encoder's time the model's
+linears would take at that rate. Ratios are given by the clock and by processor time; on a machine that has other work
+to do the second is the steadier one.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +31,33 @@ from their_process import SETTINGS, Theirs
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.actors.tokenize import Tokenizer
 from lodestream.kernels.encoder import Encoder, load_encoder
+from lodestream.kernels.linear import PackedLinear
 from lodestream.kernels.packing import pack, plan_batches
 from lodestream.kernels.precision import native_precision
 from lodestream.kernels.span_pool.reference import mean_spans
+from lodestream.kernels.weights import read_model_folder
 
 NAME = "encoder"
+THEM = "sentence-transformers"
 NUM_THREADS = os.cpu_count() or 1
+BATCH_TOKENS = 2048
+WARM_TEXTS = 32
+ROOFS: dict[str, float] = {}
 
 
 class Ours:
-    """Texts to vectors through the encoder alone."""
+    """Texts to vectors through the encoder alone; ``linear_flops``: what a token costs in the model's linears."""
 
     def __init__(self, precision: Any) -> None:
         folder, sha256 = find_model(DEFAULT_MODEL)
         self.encoder: Encoder = load_encoder(folder, precision=precision, expected_sha256=sha256)
         self.tokenizer = Tokenizer.from_folder(folder)
+        config = read_model_folder(folder).config
+        dim, inner = config["hidden_size"], config["intermediate_size"]
+        # Query, key, value and output are 4 linears of C x C; the MLP has 2 of C x inner. 2 FLOP a multiply-add.
+        self.linear_flops = config["num_hidden_layers"] * 2 * (4 * dim * dim + 2 * dim * inner)
 
-    def encode(self, texts: list[str], *, max_tokens: int, batch_tokens: int = 2048) -> NDArray[np.float32]:
+    def encode(self, texts: list[str], *, max_tokens: int, batch_tokens: int = BATCH_TOKENS) -> NDArray[np.float32]:
         """float32 [len(texts), D], unit length; longer texts are cut as sentence-transformers cuts them."""
         before, after = self.tokenizer.prefix_ids, self.tokenizer.suffix_ids
         room = max_tokens - len(before) - len(after)
@@ -74,36 +88,61 @@ def measure(
 ) -> None:
     any_tokenizer = next(iter(ours.values())).tokenizer
     num_tokens = sum(min(len(t.ids) + 2, max_tokens) for t in any_tokenizer.tokenize(texts))
-    providers = {f"lodestream {name}": _timed(engine, texts, max_tokens) for name, engine in ours.items()}
-    if theirs is not None:
-        for setting in SETTINGS:
-            providers[f"sentence-transformers {setting}"] = _their_timed(theirs, texts, setting, max_tokens)
-    for provider in providers.values():
+    warm, providers = (
+        _providers(texts[:WARM_TEXTS], max_tokens, ours, theirs),
+        _providers(texts, max_tokens, ours, theirs),
+    )
+    for provider in warm.values():
         provider()
-    seconds = harness.interleave(rounds, providers)
+    timings = harness.interleave(rounds, providers)
     config = {"texts": len(texts), "tokens": num_tokens, "max_tokens": max_tokens, "threads": NUM_THREADS}
-    for name, values in seconds.items():
-        harness.record(NAME, name, f"{kind}: throughput", "tokens/s", [num_tokens / v for v in values], config=config)
+    for name, values in timings.items():
+        rates = [num_tokens / t.seconds for t in values]
+        harness.record(NAME, name, f"{kind}: throughput", "tokens/s", rates, config=config)
+        rates = [num_tokens / t.cpu_seconds for t in values]
+        harness.record(NAME, name, f"{kind}: throughput of a core", "tokens/CPU s", rates, config=config)
+    for precision, engine in ours.items():
+        floor = num_tokens * engine.linear_flops / ROOFS[precision]
+        shares = [floor / t.cpu_seconds for t in timings[f"lodestream {precision}"]]
+        harness.record(NAME, f"lodestream {precision}", f"{kind}: share of the matrix roof", "", shares, config=config)
     if theirs is None:
         return
-    baseline = seconds["sentence-transformers default"]
-    for name, values in seconds.items():
-        ratios = [b / v for b, v in zip(baseline, values, strict=True)]
-        harness.record(NAME, name, f"{kind}: speed against sentence-transformers default", "x", ratios, config=config)
+    baseline = timings.pop(f"{THEM} default")
+    for name, values in timings.items():
+        for clock, metric in (("seconds", "speed"), ("cpu_seconds", "speed by processor time")):
+            ratios = [getattr(b, clock) / getattr(v, clock) for b, v in zip(baseline, values, strict=True)]
+            harness.record(NAME, name, f"{kind}: {metric} against {THEM} default", "x", ratios, config=config)
     _record_cosines(kind, texts, max_tokens, ours, theirs)
 
 
-def _timed(engine: Ours, texts: list[str], max_tokens: int) -> Any:
-    def run() -> float:
-        started = time.perf_counter()
-        engine.encode(texts, max_tokens=max_tokens)
-        return time.perf_counter() - started
+def _providers(
+    texts: list[str], max_tokens: int, ours: dict[str, Ours], theirs: Theirs | None
+) -> dict[str, Callable[[], harness.Timing]]:
+    def run_ours(engine: Ours) -> harness.Timing:
+        return harness.measure_time(lambda: engine.encode(texts, max_tokens=max_tokens))
 
-    return run
+    providers = {f"lodestream {name}": partial(run_ours, engine) for name, engine in ours.items()}
+    if theirs is not None:
+        run_theirs = partial(theirs.encode, texts, max_tokens=max_tokens)
+        providers |= {f"{THEM} {setting}": partial(run_theirs, setting=setting) for setting in SETTINGS}
+    return providers
 
 
-def _their_timed(theirs: Theirs, texts: list[str], setting: str, max_tokens: int) -> Any:
-    return lambda: theirs.encode(texts, setting=setting, max_tokens=max_tokens)
+def record_roof(precision: str, dim: int) -> None:
+    """FLOP/s of one core in a packed linear that runs alone: the widest of the model, without its GELU."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    linear = PackedLinear(torch.randn(4 * dim, dim), torch.zeros(4 * dim), dtype=dtype)
+    x = torch.randn(BATCH_TOKENS, dim).to(dtype)
+    flops = 2 * BATCH_TOKENS * 4 * dim * dim
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        rates = [flops / harness.measure_time(lambda: linear(x)).cpu_seconds for _ in range(40)]
+    torch.set_num_threads(NUM_THREADS)
+    config = {"tokens": BATCH_TOKENS, "from": dim, "to": 4 * dim, "packed": linear.is_packed}
+    line = harness.record(
+        NAME, f"lodestream {precision}", "matrix roof of a core", "GFLOP/s", [r / 1e9 for r in rates], config=config
+    )
+    ROOFS[precision] = line["p80"] * 1e9
 
 
 def _record_cosines(kind: str, texts: list[str], max_tokens: int, ours: dict[str, Ours], theirs: Theirs) -> None:
@@ -119,19 +158,20 @@ def _record_cosines(kind: str, texts: list[str], max_tokens: int, ours: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentence-transformers", metavar="PYTHON", default="")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)
     name, texts = read_corpus()
-    print(f"corpus: {name}")
     precisions = ["fp32", "bf16"] if native_precision() == "bf16" else ["fp32"]
     ours = {precision: Ours(precision) for precision in precisions}
-    theirs = (
-        Theirs(arguments.sentence_transformers, num_threads=NUM_THREADS) if arguments.sentence_transformers else None
-    )
+    python = arguments.sentence_transformers
+    theirs = Theirs(python, num_threads=NUM_THREADS) if python else None
+    print(f"corpus: {name}; {THEM}: {theirs.versions if theirs else 'not measured'}")
     harness.start(NAME)
-    paragraphs = read_paragraphs(texts, limit=600)
-    windows = make_windows(texts, ours["fp32"].tokenizer, count=48, num_tokens=510)
+    for precision, engine in ours.items():
+        record_roof(precision, engine.encoder.dim)
+    paragraphs = read_paragraphs(texts, limit=400)
+    windows = make_windows(texts, ours["fp32"].tokenizer, count=24, num_tokens=510)
     measure("paragraphs", paragraphs, 256, ours, theirs, arguments.rounds)
     measure("512-token windows", windows, 512, ours, theirs, arguments.rounds)
     if theirs is not None:

@@ -12,13 +12,17 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "bench"
+T = TypeVar("T")
+
 VERSIONS_OF = ("torch", "numpy", "pyarrow", "pylance", "ray", "tokenizers")
 
 
@@ -72,9 +76,25 @@ def start(name: str) -> None:
     (RESULTS / f"{name}.jsonl").unlink(missing_ok=True)
 
 
-def interleave(rounds: int, providers: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What one call took: on the clock, and of all processors together. The latter is what a machine that has other
+    work to do changes least."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def measure_time(work: Callable[[], object]) -> Timing:
+    """Runs ``work`` once; its processor time is that of this process, all threads."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    work()
+    return Timing(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu_started)
+
+
+def interleave(rounds: int, providers: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
     """Calls the providers in turn, ``rounds`` times each: what disturbs the machine disturbs all of them alike."""
-    values: dict[str, list[float]] = {name: [] for name in providers}
+    values: dict[str, list[T]] = {name: [] for name in providers}
     for _ in range(rounds):
         for name, measure in providers.items():
             values[name].append(measure())
