@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lodestream.errors import StoreUnwritable
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -93,6 +93,11 @@ def explain_write_error(path: Path, number: int | None, text: str) -> StoreUnwri
         return StoreUnwritable(
             f"no room to write the store at {path}: {free_bytes(path):,} bytes free",
             "free some space and run the same command again: what was staged is kept",
+        )
+    if number == errno.EFBIG or "File too large" in text:
+        return StoreUnwritable(
+            f"no room to write the store at {path}: a file may not grow any further",
+            "raise the limit on the size of files (ulimit -f) and run the same command again: what was staged is kept",
         )
     if number in _NO_RIGHTS or "Permission denied" in text or "Read-only file system" in text:
         return StoreUnwritable(

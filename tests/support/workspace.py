@@ -85,6 +85,10 @@ class Workspace:
         """Runs Python code in another process, in the workspace's folder."""
         return run_python(self.root, code)
 
+    def open_store(self, name: str) -> Snapshot:
+        """What the store in the folder ``name`` has published."""
+        return FeatureStore.open(str(self.root / name)).open_snapshot()
+
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs the command line in another process, in the workspace's folder."""
         return run_command(self.root, *arguments, **options)
