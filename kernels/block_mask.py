@@ -18,7 +18,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from lodestream.kernels.attention.cells import mean_cells, split_cells
+from lodestream.kernels.attention.cells import CellSummary, mean_cells, split_cells
 from lodestream.kernels.attention.layout import (
     CELL,
     CELLS_PER_BLOCK,
@@ -76,7 +76,7 @@ def floor_rows(density_T: torch.Tensor, layout: BlockLayout, *, exact_density: f
 
 def build_mask(
     q_THD: torch.Tensor,
-    k_THD: torch.Tensor,
+    cells: CellSummary,
     layout: BlockLayout,
     recipe: MaskRecipe,
     *,
@@ -86,7 +86,8 @@ def build_mask(
     """Chooses the blocks of every row and head.
 
     Args:
-        q_THD, k_THD: [T, H, D].
+        q_THD: [T, H, D].
+        cells: the keys' cells.
         layout: the batch.
         recipe: how much is kept.
         floor_R: float32 [R] of ``floor_rows``, on the device of q; zeros where None.
@@ -102,18 +103,18 @@ def build_mask(
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     keeps = []
     for segment in layout.segments:
-        mass = estimate_mass(q_THD[segment.tokens], k_THD[segment.tokens], segment, layout.query_block, scale=scale)
+        mass = estimate_mass(q_THD[segment.tokens], cells, segment, layout.query_block, scale=scale)
         floor = mass.new_zeros(segment.num_rows) if floor_R is None else floor_R[segment.rows]
         keeps.append(choose_blocks(mass, floor, recipe).flatten(1))
     return make_mask(layout, torch.cat(keeps, dim=1))
 
 
 def estimate_mass(
-    q_nHD: torch.Tensor, k_nHD: torch.Tensor, segment: SegmentBlocks, query_block: int, *, scale: float
+    q_nHD: torch.Tensor, cells: CellSummary, segment: SegmentBlocks, query_block: int, *, scale: float
 ) -> torch.Tensor:
     """float32 [H, rows, blocks]: the share of a row's softmax that each block holds, estimated from cell means."""
     q_HcD = mean_cells(split_cells(q_nHD, segment), segment).transpose(0, 1)
-    k_HcD = mean_cells(split_cells(k_nHD, segment), segment).transpose(0, 1)
+    k_HcD = cells.keys_CHD[segment.cells].transpose(0, 1).float()
     num_cells = segment.num_blocks * CELLS_PER_BLOCK
     at_once = max(1, _SCORES_AT_ONCE // num_cells**2)
     return torch.cat(

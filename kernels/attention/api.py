@@ -6,16 +6,14 @@ T packed tokens, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
-from lodestream.kernels.attention import reference
-from lodestream.kernels.attention.cells import summarise_cells
+from lodestream.kernels.attention import cpu
+from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import SampledError, correct_rows
 from lodestream.kernels.attention.layout import BlockMask
-
-Compensation = Literal["slope", "means", "none"]
 
 HEAD_DIMS: Final = (32, 64, 128)
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,12 +26,12 @@ class Attended:
     Attributes:
         out_THD: [T, H, D], contiguous, in the dtype of the queries.
         lse_TH: float32 [T, H], natural logarithm of each softmax's denominator, stand-ins included; that of the sparse
-            rows, for corrected ones too.
+            rows, for corrected ones too. None where it was not asked for.
         error: what the correction rows measured; None where there are none.
     """
 
     out_THD: torch.Tensor
-    lse_TH: torch.Tensor
+    lse_TH: torch.Tensor | None
     error: SampledError | None
 
 
@@ -42,10 +40,11 @@ def attend(
     k_THD: torch.Tensor,
     v_THD: torch.Tensor,
     mask: BlockMask,
+    cells: CellSummary | None = None,
     *,
     scale: float | None = None,
-    compensation: Compensation = "slope",
     correction_step: int | None = None,
+    with_lse: bool = False,
 ) -> Attended:
     """Attention of each token to the tokens of its segment, exact where the mask keeps, summed up elsewhere.
 
@@ -56,14 +55,15 @@ def attend(
     Args:
         q_THD, k_THD, v_THD: float32, bfloat16 or float16 [T, H, D]; D 32, 64 or 128, values of a head side by side.
         mask: what is exact. With a window, nothing stands in for the rest.
+        cells: of ``summarise_cells``; what stands in for what the mask drops. None to leave it out.
         scale: factor of the logits, 1 / sqrt(D) where None.
-        compensation: "slope" for all of the above, "means" without the first-order term, "none" to leave out what is
-            dropped.
         correction_step: one exact query in so many, which corrects its neighbours; None for none.
+        with_lse: whether the log-sum-exp is wanted; on a CPU it is extra work.
 
     Guarantees: the result of a segment does not depend on what shares its batch or on the order of the batch; the same
     input gives the same bits; on a GPU nothing waits for the device.
-    Numerics: products and sums in float32. With everything kept this is dense attention.
+    Numerics: sums in float32. With everything kept this is dense attention. On a CPU the logits of bfloat16 queries are
+    rounded to bfloat16.
     Cost: with a share s kept, s + (1 - s) / 16 + 1 / correction_step + D / n of the dense FLOPs.
     Source: stand-ins as in MRA-2 (arXiv 2207.10284), first order as in PISA (2602.01077), correction rows as in Delta
     attention (2505.11254).
@@ -73,10 +73,8 @@ def attend(
     """
     _check(q_THD, k_THD, v_THD, mask)
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
-    cells = None
-    if compensation != "none" and mask.window is None:
-        cells = summarise_cells(k_THD, v_THD, mask.layout, scale=scale, with_slope=compensation == "slope")
-    out_THD, lse_TH = reference.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
+    cells = None if mask.window is not None else cells
+    out_THD, lse_TH = cpu.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale, with_lse=with_lse)
     error = None
     if correction_step is not None and mask.window is None:
         error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=correction_step, scale=scale)

@@ -21,8 +21,8 @@ class CellSummary:
     Attributes:
         keys_CHD, values_CHD: mean key and mean value of each cell, in the dtype of keys and values; 0 for empty cells.
         log_counts_C: float32, natural logarithm of each cell's number of tokens; minus infinity for empty cells.
-        slopes_NHDD: in the dtype of the keys, scale x covariance of key and value inside the cells, mean over the
-            tokens of a segment; None where the means alone stand in.
+        slopes_NHDD: in the dtype of the keys, covariance of key and value inside the cells, mean over the tokens of a
+            segment; None where the means alone stand in.
     """
 
     keys_CHD: torch.Tensor
@@ -32,19 +32,19 @@ class CellSummary:
 
 
 def summarise_cells(
-    k_THD: torch.Tensor, v_THD: torch.Tensor, layout: BlockLayout, *, scale: float, with_slope: bool
+    k_THD: torch.Tensor, v_THD: torch.Tensor, layout: BlockLayout, *, with_slope: bool = True
 ) -> CellSummary:
     """Means of the cells and slopes of the segments.
 
     Args:
         k_THD, v_THD: float32, bfloat16 or float16 [T, H, D].
         layout: the batch.
-        scale: factor of the logits.
         with_slope: whether the slopes are wanted.
 
     Numerics: sums in float32; means and slopes are rounded to the dtype of the keys, since that is what the matrix
     units multiply. The slope is a mean, not a sum, so that it fits float16.
     Cost: one read of keys and values, and 2 D^2 FLOPs a token and head.
+    Source: means as in MRA-2 (arXiv 2207.10284), slope as in PISA (arXiv 2602.01077).
     """
     keys, values, slopes = [], [], []
     for segment in layout.segments:
@@ -53,7 +53,7 @@ def summarise_cells(
         keys.append(mean_cells(key_cells, segment))
         values.append(mean_cells(value_cells, segment))
         if with_slope:
-            slopes.append(_measure_slope(key_cells - keys[-1][:, None], value_cells) * (scale / segment.num_tokens))
+            slopes.append(_measure_slope(key_cells - keys[-1][:, None], value_cells) / segment.num_tokens)
     return CellSummary(
         keys_CHD=torch.cat(keys).to(k_THD.dtype),
         values_CHD=torch.cat(values).to(k_THD.dtype),

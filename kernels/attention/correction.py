@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from lodestream.kernels.attention.dense import attend_heads
 from lodestream.kernels.attention.layout import BlockLayout, SegmentBlocks
 
 
@@ -72,7 +72,10 @@ def correct_rows(
     for segment in layout.segments:
         sampled = sample_tokens(segment, step).to(q_THD.device, non_blocking=True)
         out = out_THD[segment.tokens]
-        exact = _attend_exactly(q_THD[segment.tokens][sampled], k_THD[segment.tokens], v_THD[segment.tokens], scale)
+        q, k, v = (
+            x.transpose(0, 1) for x in (q_THD[segment.tokens][sampled], k_THD[segment.tokens], v_THD[segment.tokens])
+        )
+        exact = attend_heads(q, k, v, scale=scale).transpose(0, 1).float()
         deltas = exact - out[sampled].float()
         norms = exact.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         before.append(deltas.flatten(1).norm(dim=1) / norms)
@@ -81,14 +84,6 @@ def correct_rows(
         corrected = out.float() + deltas.repeat_interleave(step, dim=0)[: segment.num_tokens]
         out.copy_(corrected)
     return SampledError(before_S=torch.cat(before), after_S=torch.cat(after), bounds=tuple(bounds))
-
-
-def _attend_exactly(q_SHD: torch.Tensor, k_nHD: torch.Tensor, v_nHD: torch.Tensor, scale: float) -> torch.Tensor:
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_SHD, k_nHD, v_nHD))
-    if q.device.type == "cpu":
-        # A processor's half-precision attention is no faster, and rounds the scores.
-        q, k, v = q.float(), k.float(), v.float()
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[0].transpose(0, 1).float()
 
 
 def _take_neighbours(deltas_SHD: torch.Tensor) -> torch.Tensor:

@@ -101,5 +101,5 @@ def _attend_row(
     cell_weights = torch.exp(cell_logits - lse[..., None])
     out = torch.exp(logits - lse[..., None]) @ v_HnD + cell_weights @ values
     if slope is not None:
-        out += cell_weights.sum(2, keepdim=True) * (q_HqD @ slope)
+        out += cell_weights.sum(2, keepdim=True) * (scale * q_HqD @ slope)
     return out, lse

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lodestream.kernels.attention.api import attend
+from lodestream.kernels.attention import reference
+from lodestream.kernels.attention.api import Attended, attend
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import correct_rows, sample_tokens
+from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.layout import (
     CELL,
     CELLS_PER_BLOCK,
@@ -21,9 +23,29 @@ from lodestream.kernels.attention.layout import (
     mask_window,
     plan_blocks,
 )
-from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_inputs, make_random_mask
+from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_cells, make_inputs, make_random_mask
 
+FORMS = ["reference", "cpu"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def run(
+    form: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, compensation: str = "slope"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Result and log-sum-exp of one form; "cpu" is what the api takes here."""
+    cells = make_cells(k, v, mask, compensation)
+    if form == "reference":
+        cells = None if mask.window is not None else cells
+        return reference.attend_blocks(q, k, v, mask, cells, scale=q.shape[2] ** -0.5)
+    result = attend(q, k, v, mask, cells, with_lse=True)
+    assert result.lse_TH is not None
+    return result.out_THD, result.lse_TH
+
+
+def attend_and_correct(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, step: int = 32
+) -> Attended:
+    return attend(q, k, v, mask, summarise_cells(k, v, mask.layout), correction_step=step)
 
 
 def take_segment(mask: BlockMask, number: int) -> BlockMask:
@@ -36,17 +58,21 @@ def take_segment(mask: BlockMask, number: int) -> BlockMask:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("compensation", ["none", "means", "slope"])
 @pytest.mark.parametrize("query_block", [64, 128])
-def test_results_are_those_of_float64(head_dim: int, dtype: torch.dtype, compensation: str, query_block: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_results_are_those_of_float64(
+    form: str, head_dim: int, dtype: torch.dtype, compensation: str, query_block: int
+) -> None:
     layout = plan_blocks(ODD_LENGTHS, query_block=query_block)
     q, k, v = make_inputs(layout.num_tokens, head_dim, dtype=dtype)
     mask = make_random_mask(layout, num_heads=2)
-    result = attend(q, k, v, mask, compensation=compensation)  # type: ignore[arg-type]
-    expected = attend_in_float64(q, k, v, mask, compensation=compensation)
-    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
-    assert float((result.lse_TH.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
+    out, lse = run(form, q, k, v, mask, compensation)
+    expected = attend_in_float64(q, k, v, mask, compensation=compensation, rounds_logits=form == "cpu")
+    assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert float((lse.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
 
 
-def test_stand_ins_are_keys_of_their_own_to_torch() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_stand_ins_are_keys_of_their_own_to_torch(form: str) -> None:
     """torch's attention over [tokens, means] with a float mask knows nothing of blocks."""
     layout = plan_blocks([517])
     q, k, v = make_inputs(517, 64)
@@ -66,20 +92,30 @@ def test_stand_ins_are_keys_of_their_own_to_torch() -> None:
         torch.cat([v, value_means]).transpose(0, 1),
         attn_mask=torch.cat([tokens, cells], 2),
     )
-    result = attend(q, k, v, mask, compensation="means")
-    torch.testing.assert_close(result.out_THD, expected.transpose(0, 1), atol=1e-5, rtol=1e-5)
+    out, _ = run(form, q, k, v, mask, "means")
+    torch.testing.assert_close(out, expected.transpose(0, 1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
 def test_everything_kept_is_dense_attention(dtype: torch.dtype, num_tokens: int) -> None:
     q, k, v = make_inputs(num_tokens, 32, dtype=dtype)
-    result = attend(q, k, v, mask_all(plan_blocks([num_tokens])), correction_step=16)
+    result = attend_and_correct(q, k, v, mask_all(plan_blocks([num_tokens])), step=16)
     dense = F.scaled_dot_product_attention(*(x.transpose(0, 1).double() for x in (q, k, v))).transpose(0, 1)
-    budget = attend_in_float64(q, k, v, mask_all(plan_blocks([num_tokens]))).out_budget
+    budget = attend_in_float64(q, k, v, mask_all(plan_blocks([num_tokens])), rounds_logits=True).out_budget
     assert float((result.out_THD.double() - dense).abs().max()) <= budget
     assert result.error is not None
     assert float(result.error.before_S.max()) <= 32 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_dense_form(head_dim: int, dtype: torch.dtype) -> None:
+    layout = plan_blocks(ODD_LENGTHS)
+    q, k, v = make_inputs(layout.num_tokens, head_dim, dtype=dtype)
+    expected = attend_in_float64(q, k, v, mask_all(layout), rounds_logits=True)
+    out = attend_dense(q, k, v, layout)
+    assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,18 +124,20 @@ def test_neighbours_and_order_do_not_matter(dtype: torch.dtype) -> None:
     layout = plan_blocks(lengths)
     q, k, v = make_inputs(layout.num_tokens, 32, dtype=dtype)
     mask = make_random_mask(layout, num_heads=2)
-    together = attend(q, k, v, mask, correction_step=32)
+    together = attend_and_correct(q, k, v, mask)
     for number, segment in enumerate(layout.segments):
         own = [x[segment.tokens] for x in (q, k, v)]
-        alone = attend(*own, take_segment(mask, number), correction_step=32)
+        alone = attend_and_correct(*own, take_segment(mask, number))
         assert torch.equal(together.out_THD[segment.tokens], alone.out_THD)
-        assert torch.equal(together.lse_TH[segment.tokens], alone.lse_TH)
+        assert together.error is not None and alone.error is not None
+        bounds = together.error.bounds
+        assert torch.equal(together.error.after_S[bounds[number] : bounds[number + 1]], alone.error.after_S)
     order = [2, 0, 3, 1]
     tokens = torch.cat([torch.arange(s.token_start, s.token_start + s.num_tokens) for s in layout.segments])
     tokens = torch.cat([tokens[layout.segments[i].tokens] for i in order])
     pairs = torch.cat([mask.keep_HP[:, layout.segments[i].pairs] for i in order], 1)
-    shuffled = attend(
-        q[tokens], k[tokens], v[tokens], make_mask(plan_blocks([lengths[i] for i in order]), pairs), correction_step=32
+    shuffled = attend_and_correct(
+        q[tokens], k[tokens], v[tokens], make_mask(plan_blocks([lengths[i] for i in order]), pairs)
     )
     assert torch.equal(shuffled.out_THD, together.out_THD[tokens])
 
@@ -109,25 +147,27 @@ def test_what_others_hold_is_never_read() -> None:
     q, k, v = make_inputs(layout.num_tokens, 32)
     mask = make_random_mask(layout, num_heads=2)
     middle = layout.segments[1].tokens
-    clean = attend(q, k, v, mask, correction_step=16).out_THD[middle]
+    clean = attend_and_correct(q, k, v, mask, step=16).out_THD[middle]
     for x in (q, k, v):
         x[: middle.start] = math.nan
         x[middle.stop :] = math.nan
-    assert torch.equal(attend(q, k, v, mask, correction_step=16).out_THD[middle], clean)
+    assert torch.equal(attend_and_correct(q, k, v, mask, step=16).out_THD[middle], clean)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("window", [2, 16, 128, 2000])
-def test_window(window: int) -> None:
+def test_window(form: str, window: int) -> None:
     layout = plan_blocks(ODD_LENGTHS)
     q, k, v = make_inputs(layout.num_tokens, 64)
     mask = mask_window(layout, window=window)
     expected = attend_in_float64(q, k, v, mask)
-    result = attend(q, k, v, mask, correction_step=16)
-    assert result.error is None
-    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    out, lse = run(form, q, k, v, mask)
+    assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert float((lse.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
+    assert attend_and_correct(q, k, v, mask).error is None, "a window has nothing to correct"
     if window >= 2 * 517:
-        dense = attend(q, k, v, mask_all(layout), compensation="none")
-        torch.testing.assert_close(dense.out_THD, result.out_THD, atol=1e-6, rtol=1e-5)
+        dense, _ = run(form, q, k, v, mask_all(layout), "none")
+        torch.testing.assert_close(dense, out, atol=1e-6, rtol=1e-5)
 
 
 def test_window_keeps_no_block_that_it_does_not_touch() -> None:
@@ -142,22 +182,23 @@ def test_window_keeps_no_block_that_it_does_not_touch() -> None:
             assert bool(keep[row, block]) == bool(touched[queries, keys].any())
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("factor", [1e-4, 30.0])
-def test_extreme_logits(factor: float) -> None:
+def test_extreme_logits(form: str, factor: float) -> None:
     """Logits of some thousands leave one key; those near zero a plain mean."""
     layout = plan_blocks([300])
     q, k, v = make_inputs(300, 32)
     mask = make_random_mask(layout, num_heads=2)
-    result = attend(q * factor, k * factor, v, mask, compensation="means")
+    out, _ = run(form, q * factor, k * factor, v, mask, "means")
     expected = attend_in_float64(q * factor, k * factor, v, mask, compensation="means")
-    assert bool(result.out_THD.isfinite().all())
-    assert float((result.out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert bool(out.isfinite().all())
+    assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
 
 
 def test_large_float16_values_do_not_overflow_the_slope() -> None:
     _, k, _ = make_inputs(2000, 32, dtype=torch.float16)
     v = 200.0 * k.sign()
-    cells = summarise_cells(k, v, plan_blocks([2000]), scale=1.0, with_slope=True)
+    cells = summarise_cells(k, v, plan_blocks([2000]))
     assert cells.slopes_NHDD is not None
     assert bool(cells.slopes_NHDD.isfinite().all())
     assert float(cells.slopes_NHDD.abs().max()) > 65504 / 2000
@@ -168,7 +209,7 @@ def test_large_float16_values_do_not_overflow_the_slope() -> None:
 def test_sampled_tokens_are_exact_after_the_correction(step: int, num_tokens: int) -> None:
     layout = plan_blocks([num_tokens])
     q, k, v = make_inputs(num_tokens, 32)
-    sparse = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.1), compensation="none").out_THD
+    sparse = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.1)).out_THD
     corrected = sparse.clone()
     error = correct_rows(corrected, q, k, v, layout, step=step, scale=32**-0.5)
     dense = F.scaled_dot_product_attention(*(x.transpose(0, 1).double() for x in (q, k, v))).transpose(0, 1)
@@ -187,7 +228,7 @@ def test_sampled_tokens_are_exact_after_the_correction(step: int, num_tokens: in
 def test_error_is_summarised_by_segment() -> None:
     layout = plan_blocks([2000, 1, 600])
     q, k, v = make_inputs(layout.num_tokens, 32)
-    result = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.2), correction_step=16)
+    result = attend_and_correct(q, k, v, make_random_mask(layout, num_heads=2, share=0.2), step=16)
     assert result.error is not None
     assert result.error.bounds == (0, 125, 126, 164)
     means, tails = result.error.summarise()
@@ -205,10 +246,9 @@ def test_each_ingredient_brings_the_result_closer() -> None:
     q = q[::16].repeat_interleave(16, dim=0)[:2000] + 0.1 * q
     mask = make_random_mask(layout, num_heads=2, share=0.25)
     dense = attend(q, k, v, mask_all(layout)).out_THD
-    errors = [
-        float((attend(q, k, v, mask, compensation=c, correction_step=step).out_THD - dense).norm() / dense.norm())
-        for c, step in (("none", None), ("means", None), ("slope", None), ("slope", 16))
-    ]
+    results = [run("cpu", q, k, v, mask, compensation)[0] for compensation in ("none", "means", "slope")]
+    results.append(attend_and_correct(q, k, v, mask, step=16).out_THD)
+    errors = [float((result - dense).norm() / dense.norm()) for result in results]
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < 0.6 * errors[0]
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.cost import account_flops, share_of_pairs
 from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, mask_all, mask_window, plan_blocks
 from lodestream.kernels.block_mask import (
@@ -30,9 +31,10 @@ def make_mass(num_rows: int, num_blocks: int, *, num_heads: int = 3, seed: int =
 @pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
 @pytest.mark.parametrize("query_block", [64, 128])
 def test_mass_is_that_of_the_means(num_tokens: int, query_block: int) -> None:
-    segment = plan_blocks([num_tokens], query_block=query_block).segments[0]
-    q, k, _ = make_inputs(num_tokens, 32)
-    mass = estimate_mass(q, k, segment, query_block, scale=0.2)
+    layout = plan_blocks([num_tokens], query_block=query_block)
+    segment = layout.segments[0]
+    q, k, v = make_inputs(num_tokens, 32)
+    mass = estimate_mass(q, summarise_cells(k, v, layout), segment, query_block, scale=0.2)
     place = torch.arange(num_tokens)
     membership = torch.nn.functional.one_hot(place // CELL).double()
     counts = membership.sum(0)
@@ -113,11 +115,12 @@ def test_dense_text_is_exact_and_denser_text_keeps_more() -> None:
     density[1024 + 299] = 0.8
     floor = floor_rows(density, layout, exact_density=0.8)
     assert floor.tolist() == pytest.approx([0, 1, 0, 0, 0.5, 0, 0, 0, 0, 0, 1])
-    q, k, _ = make_inputs(1324, 32)
-    mask = build_mask(q, k, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1), floor_R=floor)
+    q, k, v = make_inputs(1324, 32)
+    cells = summarise_cells(k, v, layout)
+    mask = build_mask(q, cells, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1), floor_R=floor)
     counts = mask.counts_HR.float().mean(0)
     assert counts[1] == 16 and counts[10] == 5
-    plain = build_mask(q, k, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1)).counts_HR.float().mean(0)
+    plain = build_mask(q, cells, layout, MaskRecipe(max_share=1, top_p=0.5, count_step=1)).counts_HR.float().mean(0)
     assert counts[4] > plain[4]
     assert torch.equal(counts[[2, 3, 5, 6, 7]], plain[[2, 3, 5, 6, 7]])
     assert bool((floor_rows(torch.ones(1324), layout, exact_density=1.5) < 1).all())
@@ -137,22 +140,24 @@ def test_reach_decides_about_the_neighbourhood() -> None:
 def test_neighbours_and_order_do_not_matter() -> None:
     lengths = [517, 1, 1200, 127]
     layout = plan_blocks(lengths)
-    q, k, _ = make_inputs(layout.num_tokens, 32)
+    q, k, v = make_inputs(layout.num_tokens, 32)
     recipe = MaskRecipe(max_share=0.5)
-    together = build_mask(q, k, layout, recipe)
+    together = build_mask(q, summarise_cells(k, v, layout), layout, recipe)
     for segment in layout.segments:
-        alone = build_mask(q[segment.tokens], k[segment.tokens], plan_blocks([segment.num_tokens]), recipe)
+        own, own_layout = segment.tokens, plan_blocks([segment.num_tokens])
+        alone = build_mask(q[own], summarise_cells(k[own], v[own], own_layout), own_layout, recipe)
         assert torch.equal(together.keep_HP[:, segment.pairs], alone.keep_HP)
         assert torch.equal(together.counts_HR[:, segment.rows], alone.counts_HR)
         assert torch.equal(together.order_HP[:, segment.pairs], alone.order_HP)
 
 
 def test_heads_in_parts_give_the_same_mass(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, _ = make_inputs(700, 32, num_heads=5)
-    segment = plan_blocks([700]).segments[0]
-    whole = estimate_mass(q, k, segment, 128, scale=0.2)
+    q, k, v = make_inputs(700, 32, num_heads=5)
+    layout = plan_blocks([700])
+    segment, cells = layout.segments[0], summarise_cells(k, v, layout)
+    whole = estimate_mass(q, cells, segment, 128, scale=0.2)
     monkeypatch.setattr("lodestream.kernels.block_mask._SCORES_AT_ONCE", 2 * 44**2)
-    torch.testing.assert_close(estimate_mass(q, k, segment, 128, scale=0.2), whole)
+    torch.testing.assert_close(estimate_mass(q, cells, segment, 128, scale=0.2), whole)
 
 
 def test_lists_name_the_kept_blocks_first() -> None:

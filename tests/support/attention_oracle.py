@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lodestream.kernels.attention.cells import CellSummary, summarise_cells
 from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, BlockLayout, BlockMask, make_mask
 
 ODD_LENGTHS = (1, 63, 127, 517)
@@ -39,6 +40,13 @@ def make_inputs(
     return q, k, v
 
 
+def make_cells(k: torch.Tensor, v: torch.Tensor, mask: BlockMask, compensation: str) -> CellSummary | None:
+    """What stands in, by the name of the compensation: "none", "means" or "slope"."""
+    if compensation == "none":
+        return None
+    return summarise_cells(k, v, mask.layout, with_slope=compensation == "slope")
+
+
 def make_random_mask(layout: BlockLayout, *, num_heads: int, share: float = 0.4, seed: int = 0) -> BlockMask:
     """Each pair kept with probability ``share``, and one of each row in any case."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,8 +65,12 @@ def attend_in_float64(
     *,
     compensation: str = "slope",
     scale: float | None = None,
+    rounds_logits: bool = False,
 ) -> Expected:
-    """What ``api.attend`` has to give, without correction rows."""
+    """What ``api.attend`` has to give, without correction rows.
+
+    ``rounds_logits``: the form under test keeps logits in the dtype of the queries.
+    """
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     outs, lses, budgets = [], [], []
     for segment in mask.layout.segments:
@@ -69,7 +81,7 @@ def attend_in_float64(
             out, lse, largest = _attend(q, k, v, kept, scale, "none" if mask.window else compensation, mask.window)
             outs.append(out)
             lses.append(lse)
-            budgets.append(_budget(q_THD.dtype, len(q), q.shape[1], largest, float(v.abs().max())))
+            budgets.append(_budget(q, v, largest, dtype=q_THD.dtype, rounds_logits=rounds_logits))
     out_budget, lse_budget = (max(values) for values in zip(*budgets, strict=True))
     return Expected(
         out_THD=_join(outs, mask.layout), lse_TH=_join(lses, mask.layout), out_budget=out_budget, lse_budget=lse_budget
@@ -110,21 +122,25 @@ def _attend(
     return out, torch.logsumexp(together, 1), largest
 
 
-def _budget(dtype: torch.dtype, num_tokens: int, head_dim: int, largest: float, value: float) -> tuple[float, float]:
+def _budget(
+    q: torch.Tensor, v: torch.Tensor, largest: float, *, dtype: torch.dtype, rounds_logits: bool
+) -> tuple[float, float]:
     """Error of results and of log-sum-exp.
 
-    A float32 product of ``head_dim`` terms is off by about sqrt(head_dim) roundings of its largest part, which moves a
+    A float32 product of D terms is off by about sqrt(head_dim) roundings of its largest part, which moves a
     weight by that share of itself; the sum over keys adds sqrt(num_tokens) roundings. In half precision the means, the
     slope and the weights of the softmax are rounded, and the result is. Four times what is expected, for the largest of
     many.
     """
     unit32, unit = 2.0**-24, torch.finfo(dtype).eps / 2
+    num_tokens, head_dim = q.shape
     logit_error = unit32 * math.sqrt(head_dim) * largest
-    relative = 2 * logit_error + unit32 * math.sqrt(num_tokens)
+    relative = unit32 * math.sqrt(num_tokens)
     if dtype != torch.float32:
-        logit_error += unit * largest / math.sqrt(CELL)
-        relative += 2 * unit * largest / math.sqrt(CELL) + 3 * unit
-    return 4 * relative * value, 4 * (logit_error + unit32 * max(largest, math.log(num_tokens)))
+        logit_error += unit * largest / (1 if rounds_logits else math.sqrt(CELL))
+        relative += 3 * unit
+    relative += 2 * logit_error
+    return 4 * relative * float(v.abs().max()), 4 * (logit_error + unit32 * max(largest, math.log(num_tokens)))
 
 
 def _join(parts: Sequence[torch.Tensor], layout: BlockLayout) -> torch.Tensor:

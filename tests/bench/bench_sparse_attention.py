@@ -1,0 +1,165 @@
+"""Block-sparse attention against the best dense attention there is on this machine, in turns, on the same tensors.
+
+    python tests/bench/bench_sparse_attention.py [--head-dims 32 64] [--lengths 512 8192] [--rounds 5]
+
+A sparse time holds all that a call needs: cells, mask, attention; that of the correction rows stands beside it. Dense
+is the fastest of torch's fused attention in float32 and in bfloat16 and of plain bfloat16 products. Four heads: heads
+take their time one after the other. With one thread (``--threads 1``) the processor's time is taken, which others on
+the machine disturb less; with more, the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import harness
+import torch
+import torch.nn.functional as F
+
+from lodestream.kernels.attention.api import attend
+from lodestream.kernels.attention.cells import summarise_cells
+from lodestream.kernels.attention.correction import correct_rows
+from lodestream.kernels.attention.dense import attend_dense
+from lodestream.kernels.attention.gate import Measurement, build_gate
+from lodestream.kernels.attention.layout import BlockLayout, plan_blocks
+from lodestream.kernels.block_mask import MaskRecipe, build_mask
+from lodestream.kernels.encoder import native_precision
+
+NAME = "sparse_attention"
+NUM_HEADS = 4
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+SHARES = (0.125, 0.25, 0.4, 0.5, 0.6)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_step(num_tokens: int) -> int:
+    """Tokens a correction row: fewer rows for longer segments, which have enough of them to measure by."""
+    return 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
+
+
+def make_inputs(num_tokens: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float32 q, k, v [T, H, D] in which runs of 40 tokens have something in common."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(num_tokens, 3, NUM_HEADS, head_dim, generator=generator)
+    qkv += torch.randn(num_tokens // 40 + 1, 3, NUM_HEADS, head_dim, generator=generator).repeat_interleave(40, 0)[
+        :num_tokens
+    ]
+    q, k, v = qkv.unbind(1)
+    return q, k, v
+
+
+@dataclass
+class Sparse:
+    """One sparse setting; remembers what it kept."""
+
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    layout: BlockLayout
+    share: float
+    kept: float = field(default=0.0, init=False)
+
+    def __call__(self) -> None:
+        q, k, v = self.qkv
+        cells = summarise_cells(k, v, self.layout)
+        mask = build_mask(q, cells, self.layout, MaskRecipe(max_share=self.share))
+        attend(q, k, v, mask, cells)
+        self.kept = float(mask.keep_HP.float().mean())
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    def run() -> float:
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        started = clock()
+        call()
+        return clock() - started
+
+    return run
+
+
+def make_dense(inputs: dict[str, tuple[torch.Tensor, ...]], layout: BlockLayout) -> dict[str, Callable[[], object]]:
+    def fused(name: str) -> Callable[[], object]:
+        return lambda: F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in inputs[name]))
+
+    providers: dict[str, Callable[[], object]] = {f"dense {name} fused": fused(name) for name in inputs}
+    if "bf16" in inputs:
+        q, k, v = inputs["bf16"]
+        providers["dense bf16 products"] = lambda: attend_dense(q, k, v, layout)
+    return providers
+
+
+def measure(num_tokens: int, head_dim: int, rounds: int, found: dict[str, list[Measurement]]) -> None:
+    layout = plan_blocks([num_tokens])
+    q, k, v = make_inputs(num_tokens, head_dim)
+    names = ["fp32", "bf16"] if native_precision() == "bf16" else ["fp32"]
+    inputs = {name: (q.to(DTYPES[name]), k.to(DTYPES[name]), v.to(DTYPES[name])) for name in names}
+    dense = make_dense(inputs, layout)
+    sparse = {(name, share): Sparse(inputs[name], layout, share) for name in names for share in SHARES}
+    step = choose_step(num_tokens)
+    out = torch.zeros(num_tokens, NUM_HEADS, head_dim)
+    providers = {name: timed(call) for name, call in dense.items()}
+    providers |= {f"{name} {share}": timed(call) for (name, share), call in sparse.items()}
+    for name in names:
+        target = out.to(DTYPES[name])
+        providers[f"{name} correction"] = timed(
+            lambda target=target, name=name: correct_rows(  # type: ignore[misc]
+                target, *inputs[name], layout, step=step, scale=head_dim**-0.5
+            )
+        )
+    for provider in providers.values():
+        provider()
+    seconds = harness.interleave(rounds, providers)
+    config = {"head_dim": head_dim, "heads": NUM_HEADS, "threads": torch.get_num_threads()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    best = min(dense, key=lambda name: medians[name])
+    for name in dense:
+        harness.record(NAME, name, "time", "ms", [1e3 * s for s in seconds[name]], x=num_tokens, config=config)
+    for (name, share), setting in sparse.items():
+        # A float32 encoder has no bfloat16 path to fall back on.
+        baseline = best if name == "bf16" else "dense fp32 fused"
+        pairs = zip(seconds[f"{name} {share}"], seconds[baseline], seconds[f"{name} correction"], strict=True)
+        values = [
+            (sparse_s / dense_s, (sparse_s + correction_s) / dense_s) for sparse_s, dense_s, correction_s in pairs
+        ]
+        extra = {"kept": round(setting.kept, 4), "against": baseline, "correction_step": step}
+        for metric, ratios in (
+            ("time / best dense", [plain for plain, _ in values]),
+            ("time / best dense, corrected", [corrected for _, corrected in values]),
+        ):
+            provider = f"sparse {name}, {share:g} kept"
+            line = harness.record(NAME, provider, metric, "", ratios, x=num_tokens, config=config | extra)
+        found.setdefault(name, []).append(
+            Measurement(num_tokens=num_tokens, kept_share=share, ratio=float(line["p50"]))
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--append", action="store_true", help="keep what other runs measured")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if not arguments.append:
+        harness.start(NAME)
+    for head_dim in arguments.head_dims:
+        found: dict[str, list[Measurement]] = {}
+        for num_tokens in arguments.lengths:
+            with torch.inference_mode():
+                measure(num_tokens, head_dim, arguments.rounds, found)
+        for name, measurements in found.items():
+            table = build_gate(f"torch-cpu {name}", head_dim, measurements)
+            for tokens, share in table.points:
+                config = {"head_dim": head_dim, "engine": table.engine}
+                harness.record(NAME, f"gate {name}", "break-even kept share", "", [share], x=tokens, config=config)
+
+
+if __name__ == "__main__":
+    main()
