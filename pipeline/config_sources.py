@@ -116,6 +116,37 @@ class SqliteSource(TableSection):
         return f"the table {self.table} of {self.path}"
 
 
+class RowFilesSection(TableSection):
+    """What folders of files whose rows are documents have in common.
+
+    ``path``              the folder, relative to the folder of ``lodestream.toml``
+    ``include, exclude``  glob patterns on the path below ``path``
+    """
+
+    path: Text
+    include: Patterns
+    exclude: Patterns = ()
+
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return f"{self.path} ({', '.join(self.include)})"
+
+
+class ParquetSource(RowFilesSection):
+    """A folder of Parquet files."""
+
+    kind: Literal["parquet"]
+    include: Patterns = ("**/*.parquet",)
+
+
+class JsonLinesSource(RowFilesSection):
+    """A folder of JSON Lines files, UTF-8, an object a line; columns are members of the objects."""
+
+    kind: Literal["jsonl"]
+    include: Patterns = ("**/*.jsonl", "**/*.ndjson")
+
+
 def _read_kind(section: Any) -> str | None:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
     return kind if isinstance(kind, str) else None
@@ -124,7 +155,9 @@ def _read_kind(section: Any) -> str | None:
 SourceConfig = Annotated[
     Annotated[FilesSource, Tag("files")]
     | Annotated[PostgresSource, Tag("postgres")]
-    | Annotated[SqliteSource, Tag("sqlite")],
+    | Annotated[SqliteSource, Tag("sqlite")]
+    | Annotated[ParquetSource, Tag("parquet")]
+    | Annotated[JsonLinesSource, Tag("jsonl")],
     Discriminator(_read_kind),
 ]
 
@@ -132,5 +165,7 @@ SOURCE_KINDS: Final[dict[str, type[Section]]] = {
     "files": FilesSource,
     "postgres": PostgresSource,
     "sqlite": SqliteSource,
+    "parquet": ParquetSource,
+    "jsonl": JsonLinesSource,
 }
 """The section of each kind."""

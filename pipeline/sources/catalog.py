@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from lodestream.pipeline.config import LoadedConfig
-from lodestream.pipeline.config_sources import FilesSource, PostgresSource, SqliteSource
+from lodestream.pipeline.config_sources import (
+    FilesSource,
+    JsonLinesSource,
+    ParquetSource,
+    PostgresSource,
+    SqliteSource,
+)
 from lodestream.pipeline.sources.files import FilesFolder
 from lodestream.pipeline.sources.postgres import PostgresTable
 from lodestream.pipeline.sources.protocol import Source
+from lodestream.pipeline.sources.row_files import RowFiles
 from lodestream.pipeline.sources.sqlite import SqliteTable
 
 
@@ -19,6 +26,8 @@ def open_source(loaded: LoadedConfig, name: str) -> Source:
             return FilesFolder(name, config, loaded.folder, prefix_ids=prefix_ids)
         case PostgresSource():
             return PostgresTable(name, config, prefix_ids=prefix_ids)
+        case ParquetSource() | JsonLinesSource():
+            return RowFiles(name, config, loaded.folder, prefix_ids=prefix_ids)
         case SqliteSource():
             return SqliteTable(name, config, loaded.folder, prefix_ids=prefix_ids)
 

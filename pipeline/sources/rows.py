@@ -23,6 +23,7 @@ class Row:
     ``size_bytes``    of the text
     ``content_hash``  of the text; None where only a read can tell
     ``locator``       what the reader finds it by
+    ``object_id``     the file it lies in, where that matters
     ``is_fresh``      whether the cursor's window holds it; a row that differs and is not fresh was lost by the cursor
     """
 
@@ -31,7 +32,18 @@ class Row:
     size_bytes: int
     content_hash: bytes | None
     locator: Any = None
+    object_id: str | None = None
     is_fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawRow:
+    """A row as a file holds it: its id, its text in UTF-8, its place there, or why it is none."""
+
+    id: Any
+    text: bytes
+    place: tuple[int, ...]
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +68,7 @@ class RowNames:
             doc_id=self.doc_id(row.row_id),
             source=self.source,
             uri=self.place + row.row_id,
-            state=SourceState(version=row.version, size_bytes=row.size_bytes),
+            state=SourceState(version=row.version, size_bytes=row.size_bytes, object_id=row.object_id),
             size_bytes=row.size_bytes,
             locator=row.row_id if row.locator is None else row.locator,
             content_hash=row.content_hash,
@@ -111,4 +123,5 @@ def find_differences(
 def _is_same(row: Row, before: KnownDocument) -> bool:
     if row.content_hash is not None and row.content_hash != before.content_hash:
         return False
-    return (row.version, row.size_bytes) == (before.state.version, before.state.size_bytes)
+    state = before.state
+    return (row.version, row.size_bytes, row.object_id) == (state.version, state.size_bytes, state.object_id)
