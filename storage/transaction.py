@@ -29,7 +29,7 @@ from lodestream.storage.table import Table, conform_rows
 
 RETAINED_SNAPSHOTS: Final = 10
 RETAINED_AGE: Final = timedelta(hours=1)
-MAX_VERSIONS: Final = 64
+MAX_UNREAD_VERSIONS: Final = 16
 
 _LOOKUP_IDS: Final = 1000
 _MAX_ATTEMPTS: Final = 3
@@ -165,7 +165,7 @@ class Transaction:
             self._is_open = False
             return self._open_snapshot(self._pointer.history[-1])
         snapshot = self._publish(now, self._pointer.history, checked_at=now, checkpoint=checkpoint, run=run)
-        self._clean_up(max_versions=MAX_VERSIONS, min_age=RETAINED_AGE)
+        self._clean_up(max_unread=MAX_UNREAD_VERSIONS, min_age=RETAINED_AGE)
         steps.reach("publish.trimmed")
         return snapshot
 
@@ -191,7 +191,7 @@ class Transaction:
             snapshot = self._open_snapshot(self._pointer.history[-1])
         else:
             snapshot = self._publish(datetime.now(UTC), history)
-        self._clean_up(max_versions=0, min_age=timedelta(0) if forget_earlier else RETAINED_AGE)
+        self._clean_up(max_unread=0, min_age=timedelta(0) if forget_earlier else RETAINED_AGE)
         steps.reach("publish.trimmed")
         return snapshot
 
@@ -328,19 +328,17 @@ class Transaction:
             "let the other run end; it continues from what this one had staged",
         )
 
-    def _clean_up(self, *, max_versions: int, min_age: timedelta) -> None:
+    def _clean_up(self, *, max_unread: int, min_age: timedelta) -> None:
         try:
-            self._remove_old_versions(max_versions=max_versions, min_age=min_age)
+            self._remove_old_versions(max_unread=max_unread, min_age=min_age)
         except StoreError as error:  # published already: the next run cleans up
             _LOG.warning("old versions could not be removed: %s", error)
 
-    def _remove_old_versions(self, *, max_versions: int, min_age: timedelta) -> None:
+    def _remove_old_versions(self, *, max_unread: int, min_age: timedelta) -> None:
         """Remove versions that nobody reads: not named by the pointer, and too old to be open still."""
         # Listed first and looked up in the pointer afterwards: what a newer writer publishes while this one sleeps in
         # between is not in the list, and what it had published before is in the pointer.
         listed = {name: table.list_versions() for name, table in self._tables.items()}
-        if max(map(len, listed.values())) <= max_versions:
-            return
         found = self._register.read()
         pointer = None if found is None else PointerRecord.from_json(found[0])
         if pointer is None or pointer.epoch != self.epoch:
@@ -348,7 +346,9 @@ class Transaction:
         horizon = datetime.now(UTC) - min_age
         for name, table in self._tables.items():
             old = {version for version, made_at in listed[name].items() if made_at <= horizon}
-            table.remove_versions(old - pointer.named_versions(name) - {table.version})
+            unread = old - pointer.named_versions(name) - {table.version}
+            if len(unread) > max_unread:
+                table.remove_versions(unread)
 
     def _require_open(self) -> None:
         if not self._is_open:

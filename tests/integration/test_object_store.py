@@ -42,7 +42,7 @@ def test_writing_reading_resuming(location: Location) -> None:
 
 
 def test_old_versions_go(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
     monkeypatch.setattr(transaction_module, "RETAINED_AGE", transaction_module.RETAINED_AGE * 0)
     monkeypatch.setattr(transaction_module, "RETAINED_SNAPSHOTS", 2)
     store = FeatureStore.open_or_create(location, dim=DIM)

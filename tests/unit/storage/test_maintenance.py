@@ -96,7 +96,7 @@ def test_number_of_files_is_bounded(store: FeatureStore, monkeypatch: pytest.Mon
     """Versions that nobody keeps go as soon as they are old enough; here every version is."""
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_AGE", timedelta(0))
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_SNAPSHOTS", 2)
-    monkeypatch.setattr("lodestream.storage.transaction.MAX_VERSIONS", 8)
+    monkeypatch.setattr("lodestream.storage.transaction.MAX_UNREAD_VERSIONS", 8)
     counts = []
     for number in range(40):
         refresh(store, 1, start=number)

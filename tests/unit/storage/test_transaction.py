@@ -282,7 +282,8 @@ def test_failed_cleanup_does_not_fail_the_run(
     def fail(table: Table, versions: set[int]) -> int:
         raise transaction_module.StoreError("no rights")
 
-    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "RETAINED_AGE", timedelta(0))
     monkeypatch.setattr(Table, "remove_versions", fail)
     assert publish(store, {"a": ["1"]}).sequence == 1
     assert "no rights" in caplog.text
@@ -317,7 +318,7 @@ def test_contradictory_chunks(store: FeatureStore, changes: dict[str, Any], reas
 def test_old_versions_are_removed_unless_named_or_young(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, age: timedelta
 ) -> None:
-    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
     monkeypatch.setattr(transaction_module, "RETAINED_AGE", age)
     for number in range(transaction_module.RETAINED_SNAPSHOTS + 4):
         transaction = begin(store)
@@ -335,7 +336,7 @@ def test_old_versions_are_removed_unless_named_or_young(
 
 def test_overtaken_writer_removes_nothing(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It slept between publishing and cleaning up; what it knows of the pointer is long out of date."""
-    monkeypatch.setattr(transaction_module, "MAX_VERSIONS", 0)
+    monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
     monkeypatch.setattr(transaction_module, "RETAINED_AGE", timedelta(0))
     sleeper = begin(store)
     write(sleeper, {"a": ["1"]})
