@@ -19,6 +19,9 @@
     |   |-- CommitConflict          (Transient) somebody else committed first: do it again   exit 75
     |   |-- CommitStateUnknown      the reply was lost: read the pointer, settle by nonce    exit 75
     |   `-- FencedError             (Terminal) a newer epoch has taken over: stop            exit 4
+    |-- LeaseError                  the right to write is somebody else's
+    |   |-- LeaseHeld               (Transient) another writer is at work                    exit 4
+    |   `-- LeaseLost               (Terminal) another writer took over: stop                exit 4
     |-- ExecutorError               Ray is not installed, cannot start or has too few CPUs   exit 1
     `-- NotFoundError               no document or snapshot of that name                     exit 1
 
@@ -150,6 +153,42 @@ class FencedError(Terminal, StoreError):
     """A writer with a newer epoch has taken over. This writer must stop."""
 
     exit_code = 4
+
+
+class LeaseError(LodestreamError):
+    """The right to write to a store is somebody else's."""
+
+    exit_code = 4
+
+
+class LeaseHeld(Transient, LeaseError):
+    """Another writer is at work: ``holder``, its ``epoch``, how long it has been (``held_s``), and for how long a dead
+    one would be waited for (``retry_after_s``)."""
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        holder: str = "",
+        epoch: int = 0,
+        held_s: float = 0.0,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, hint)
+        self.holder = holder
+        self.epoch = epoch
+        self.held_s = held_s
+        self.retry_after_s = retry_after_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as the ``--json`` outputs print it."""
+        fields = {"holder": self.holder, "epoch": self.epoch, "held_s": self.held_s}
+        return super().as_dict() | fields | {"retry_after_s": self.retry_after_s}
+
+
+class LeaseLost(Terminal, LeaseError):
+    """Another writer has taken the lease over, or it could not be renewed. This writer must stop."""
 
 
 class ExecutorError(LodestreamError):

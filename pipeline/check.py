@@ -16,8 +16,8 @@ from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.session import make_featurizer, read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
+from lodestream.storage.coordination import open_beside
 from lodestream.storage.location import Location
-from lodestream.storage.snapshot import open_object_register
 
 LOW_DISK_BYTES: Final = 2 * 2**30
 
@@ -85,7 +85,7 @@ def _check_store(loaded: LoadedConfig) -> CheckResult:
 def _try_swap(location: Location) -> None:
     """Writes a register of its own, looks whether a second write on the same condition is refused, removes it."""
     name = f"check-{uuid.uuid4().hex}"
-    register = open_object_register(location, name)
+    register = open_beside(location, name)
     try:
         version = register.cas(None, {"nonce": "first"})
         register.cas(version, {"nonce": "second"})

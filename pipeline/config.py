@@ -33,6 +33,7 @@ from lodestream.pipeline.config_upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
 from lodestream.storage.location import Location
 from lodestream.storage.registers.address import hide_password
+from lodestream.storage.registers.opening import name_kind
 
 CONFIG_NAME: Final = "lodestream.toml"
 DEFAULT_ORIGIN: Final = "default"
@@ -149,7 +150,10 @@ class LoadedConfig:
         Raises:
             ConfigError: ``store.uri`` is no place for a store.
         """
-        return Location.parse(self.store_uri, self.config.store.options)
+        server = self.config.lease.url
+        if server and name_kind(server) == "local":
+            server = str(self.resolve(server.removeprefix("file://")))
+        return Location.parse(self.store_uri, self.config.store.options, server=server or None)
 
 
 def load_config(

@@ -10,18 +10,21 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from lodestream.errors import QuarantineShareExceeded
+from lodestream.errors import CommitConflict, QuarantineShareExceeded
 from lodestream.pipeline.changes import PlannedRead, Survey, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport
+from lodestream.pipeline.session import read_published
 from lodestream.pipeline.stages import Reading
 from lodestream.pipeline.states import StoredStates, find_documents
 from lodestream.pipeline.upkeep import finish_run
 from lodestream.pipeline.work import ChunkWriter, ShowProgress, Work
+from lodestream.storage.lease import Lease
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
 
 
@@ -47,17 +50,59 @@ def run(
             run.
     """
     started = time.perf_counter()
+    run_id = _name_run()
     note = show_note or (lambda _: None)
-    plan = make_plan(loaded, retry=retry)
-    report = _begin_report(plan)
+    location = loaded.store_location
+    with ExitStack() as held:
+        # The plan rests on what is published: nobody may publish between it and its end.
+        is_there = read_published(location) is not None
+        lease = _take_lease(held, FeatureStore.open(location), loaded, run_id, note) if is_there else None
+        plan = make_plan(loaded, retry=retry)
+        # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
+        if not allow_mass_delete:
+            guard_deletions(plan.surveys, plan.count_moved, plan.published)
+        store = FeatureStore.open_or_create(location, dim=plan.featurizer.model.dim)
+        if lease is None:
+            lease = _take_lease(held, store, loaded, run_id, note)
+            _require_unpublished(store)
+        report = _begin_report(plan, run_id)
+        transaction = _carry_out(loaded, plan, store, lease, report, show_progress=show_progress, note=note)
+        _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
+        _publish(plan, transaction, report, started)
+        if report.snapshot_after != report.snapshot_before:
+            finish_run(loaded, store, report, lease)
+    return report
+
+
+def _take_lease(
+    held: ExitStack, store: FeatureStore, loaded: LoadedConfig, run_id: str, note: Callable[[str], None]
+) -> Lease:
+    lease = store.open_lease(f"run {run_id}", ttl_s=loaded.config.lease.ttl_s, show_wait=note)
+    return held.enter_context(lease)
+
+
+def _require_unpublished(store: FeatureStore) -> None:
+    """A first run has nowhere to keep a lease while it plans: another first run may have been faster."""
+    if store.pointer().sequence:
+        raise CommitConflict(f"another run published to {store.location} at this moment", "run the same command again")
+
+
+def _carry_out(
+    loaded: LoadedConfig,
+    plan: RunPlan,
+    store: FeatureStore,
+    lease: Lease,
+    report: RunReport,
+    *,
+    show_progress: ShowProgress | None,
+    note: Callable[[str], None],
+) -> Transaction:
+    """Stages every chunk; the caller publishes."""
     for sentence in plan.notes():
         note(sentence)
-    # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
-    if not allow_mass_delete:
-        guard_deletions(plan.surveys, plan.count_moved, plan.published)
     featurizer = plan.featurizer
-    store = FeatureStore.open_or_create(loaded.store_location, dim=featurizer.model.dim)
     transaction = store.begin(
+        lease=lease,
         run_id=report.run_id,
         kind=report.kind,
         feature_version=featurizer.feature_version,
@@ -76,16 +121,12 @@ def run(
         note=note,
     )
     writer.carry_out(_plan_work(plan, transaction, report, note))
-    _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
-    _publish(plan, transaction, report, started)
-    if report.snapshot_after != report.snapshot_before:
-        finish_run(loaded, store, report)
-    return report
+    return transaction
 
 
-def _begin_report(plan: RunPlan) -> RunReport:
+def _begin_report(plan: RunPlan, run_id: str) -> RunReport:
     report = RunReport(
-        run_id=_name_run(),
+        run_id=run_id,
         kind="refresh" if plan.published else "backfill",
         backend=f"torch-cpu/{plan.featurizer.precision}",
         snapshot_before=plan.pointer.sequence if plan.pointer else None,

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from lodestream.errors import StoreNotFound
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.storage.coordination import open_lease
+from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 
 Health = Literal["healthy", "degraded", "empty"]
@@ -21,6 +23,7 @@ class Status:
     reason: str
     store: str
     pointer: PointerRecord | None
+    lease: LeaseRecord | None = None
 
     @property
     def exit_code(self) -> int:
@@ -40,6 +43,7 @@ class Status:
             "recipe": pointer.recipe,
             "schema_version": pointer.schema_version,
             "epoch": pointer.epoch,
+            "lease": _describe_lease(self.lease),
             "staged": None
             if staged is None
             else {"run_id": staged.run_id, "num_chunks": staged.num_chunks, "staged_at": staged.staged_at.isoformat()},
@@ -59,7 +63,16 @@ def read_status(loaded: LoadedConfig) -> Status:
     except StoreNotFound:
         return Status(health="empty", reason="nothing was run yet; next: lodestream run", store=store, pointer=None)
     health, reason = _judge(pointer)
-    return Status(health=health, reason=reason, store=store, pointer=pointer)
+    lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
+    return Status(health=health, reason=reason, store=store, pointer=pointer, lease=lease[0] if lease else None)
+
+
+def _describe_lease(lease: LeaseRecord | None) -> dict[str, Any] | None:
+    """Who has or had the right to write. One look cannot tell a holder that is dead from one that is not."""
+    if lease is None:
+        return None
+    held_s = round(lease.held_s, 1)
+    return {"holder": lease.holder, "epoch": lease.epoch, "held": not lease.released, "held_seconds": held_s}
 
 
 def _judge(pointer: PointerRecord) -> tuple[Health, str]:

@@ -9,18 +9,19 @@ from datetime import UTC, datetime
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.report import RunReport
+from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import Upkeep, collect_garbage, keep_up
 from lodestream.storage.purge import Purge, PurgePlan, plan_purge, purge_documents
 from lodestream.storage.store import FeatureStore
 
 
-def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport) -> None:
+def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport, lease: Lease) -> None:
     """Does the upkeep that is due after a run has published, and notes it in the report.
 
     The features are published whatever becomes of it, so a failure here is a warning; the next run tries again.
     """
     try:
-        done = keep_up(store, loaded.config.upkeep.options(), run_id=f"{report.run_id}-upkeep")
+        done = keep_up(store, loaded.config.upkeep.options(), lease=lease, run_id=f"{report.run_id}-upkeep")
     except LodestreamError as error:
         report.warnings.append(f"the store's upkeep failed and is left to the next run: {error.message}")
         return
@@ -31,7 +32,8 @@ def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport) -> 
 def collect(loaded: LoadedConfig) -> Upkeep:
     """Merges, removes and sweeps whatever can be; see storage.maintenance.collect_garbage."""
     store = FeatureStore.open(loaded.store_location)
-    return collect_garbage(store, loaded.config.upkeep.options(), run_id=_name_upkeep("gc"))
+    with store.open_lease("gc", ttl_s=loaded.config.lease.ttl_s) as lease:
+        return collect_garbage(store, loaded.config.upkeep.options(), lease=lease, run_id=_name_upkeep("gc"))
 
 
 def plan(loaded: LoadedConfig, doc_ids: Sequence[str]) -> PurgePlan:
@@ -41,7 +43,9 @@ def plan(loaded: LoadedConfig, doc_ids: Sequence[str]) -> PurgePlan:
 
 def purge(loaded: LoadedConfig, planned: PurgePlan) -> Purge:
     """Takes the documents out of every snapshot and file; see storage.purge."""
-    return purge_documents(FeatureStore.open(loaded.store_location), planned, run_id=_name_upkeep("purge"))
+    store = FeatureStore.open(loaded.store_location)
+    with store.open_lease("gc --purge", ttl_s=loaded.config.lease.ttl_s) as lease:
+        return purge_documents(store, planned, lease=lease, run_id=_name_upkeep("purge"))
 
 
 def _name_upkeep(verb: str) -> str:

@@ -38,6 +38,7 @@ class Location:
     ``uri``      an absolute path, or ``scheme://bucket/prefix`` without a slash at its end
     ``options``  endpoint, region and credentials of an object store, under the names of Lance and obstore
                  (``aws_endpoint``, ``aws_region``, ...); what is not given is taken from the environment by them
+    ``server``   address of the server in which writers agree on who writes; None: they agree where the data is
 
     >>> Location.parse("s3://bucket/features/").child("pointer").uri
     's3://bucket/features/pointer'
@@ -45,9 +46,10 @@ class Location:
 
     uri: str
     options: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    server: str | None = field(default=None, repr=False)
 
     @classmethod
-    def parse(cls, place: Place, options: Mapping[str, str] | None = None) -> Location:
+    def parse(cls, place: Place, options: Mapping[str, str] | None = None, *, server: str | None = None) -> Location:
         """Read a path or URI; a Location stays as it is.
 
         Raises:
@@ -57,18 +59,19 @@ class Location:
             return place
         text = str(place)
         scheme, mark, rest = text.partition("://")
+        kept = dict(options or {})
         if isinstance(place, Path) or not mark:
-            return cls(uri=_require_plain(str(Path(text).expanduser().resolve())))
+            uri = _require_plain(str(Path(text).expanduser().resolve()))
+            return cls(uri=uri, options=kept, server=server)
         if scheme.lower() == "file":
-            return cls(uri=_require_plain(str(Path(unquote(urlsplit(text).path)).resolve())))
+            uri = _require_plain(str(Path(unquote(urlsplit(text).path)).resolve()))
+            return cls(uri=uri, options=kept, server=server)
         bucket, _, prefix = rest.partition("/")
         if scheme.lower() not in REMOTE_SCHEMES or not bucket:
             raise ConfigError(f"store.uri cannot be {text}", f"set store.uri to {_EXAMPLES}")
         _require_plain(text, also="?#")
-        return cls(
-            uri="/".join([f"{scheme.lower()}://{bucket}", *filter(None, prefix.split("/"))]),
-            options=dict(options or {}),
-        )
+        parts = [f"{scheme.lower()}://{bucket}", *filter(None, prefix.split("/"))]
+        return cls(uri="/".join(parts), options=kept, server=server)
 
     def __str__(self) -> str:
         return self.uri
@@ -84,6 +87,11 @@ class Location:
         if not self.is_local:
             raise ValueError(f"{self.uri} is no folder of this machine")
         return Path(self.uri)
+
+    @property
+    def keeps_pointer_elsewhere(self) -> bool:
+        """Whether ``server`` holds the pointer as well. Redis may forget, so that it holds the lease alone."""
+        return self.server is not None and not self.server.lower().startswith(("redis://", "rediss://"))
 
     @property
     def lance_options(self) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lodestream.storage.compaction import Clutter, compact, measure_clutter
 from lodestream.storage.debris import sweep_debris, total_bytes
+from lodestream.storage.lease import Lease
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
@@ -75,36 +76,36 @@ class Upkeep:
         return {**asdict(self), "freed_bytes": self.freed_bytes}
 
 
-def keep_up(store: FeatureStore, options: UpkeepOptions, *, run_id: str) -> Upkeep | None:
-    """Do what is due, and no more: the end of every run. Call it with the lease held.
+def keep_up(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id: str) -> Upkeep | None:
+    """Do what is due, and no more: the end of every run, under its lease.
 
     Returns:
         What was done; None where nothing was due.
 
     Raises:
-        FencedError, CommitConflict: another writer took over; what is published stays as it was.
+        LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     pointer = store.pointer()
     if not pointer.sequence or pointer.staged is not None or not list_due(store, options):
         return None
-    return tend(store, options, run_id=run_id)
+    return tend(store, options, lease=lease, run_id=run_id)
 
 
-def collect_garbage(store: FeatureStore, options: UpkeepOptions, *, run_id: str) -> Upkeep:
-    """Do all that can be done: merge whatever can be merged, remove what nobody keeps. Call it with the lease held.
+def collect_garbage(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id: str) -> Upkeep:
+    """Do all that can be done: merge whatever can be merged, remove what nobody keeps.
 
     Raises:
-        FencedError, CommitConflict: another writer took over; what is published stays as it was.
+        LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     thorough = replace(options, max_small_files=1, max_deleted_share=0.0, min_deleted_rows=1)
-    return tend(store, thorough, run_id=run_id)
+    return tend(store, thorough, lease=lease, run_id=run_id)
 
 
-def tend(store: FeatureStore, options: UpkeepOptions, *, run_id: str) -> Upkeep:
-    """Merge the files of the tables where that is due, remove old versions, and sweep. Call it with the lease held.
+def tend(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id: str) -> Upkeep:
+    """Merge the files of the tables where that is due, remove old versions, and sweep.
 
     Raises:
-        FencedError, CommitConflict: another writer took over; what is published stays as it was.
+        LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     num_files_before, bytes_before = measure_store(store)
     pointer = store.pointer()
@@ -115,7 +116,7 @@ def tend(store: FeatureStore, options: UpkeepOptions, *, run_id: str) -> Upkeep:
         def merge_due(name: str, table: Table) -> Table:
             return compact(table, max_deleted_share=options.max_deleted_share) if name in due else table
 
-        begin_upkeep(store, pointer, run_id).publish_rewritten(merge_due)
+        begin_upkeep(store, pointer, run_id, lease).publish_rewritten(merge_due)
     num_swept = sum(len(sweep_debris(table, min_age=options.sweep_after)) for table in store.open_tables().values())
     num_files, bytes_after = measure_store(store)
     after = store.pointer()
@@ -139,10 +140,10 @@ def list_due(store: FeatureStore, options: UpkeepOptions) -> tuple[str, ...]:
     return tuple(name for name, table in store.open_tables().items() if options.is_due(measure_clutter(table)))
 
 
-def begin_upkeep(store: FeatureStore, pointer: PointerRecord, run_id: str) -> Transaction:
+def begin_upkeep(store: FeatureStore, pointer: PointerRecord, run_id: str, lease: Lease) -> Transaction:
     """Begin a transaction that keeps the feature version which is published."""
     return store.begin(
-        run_id=run_id, kind="upkeep", feature_version=pointer.feature_version, recipe=dict(pointer.recipe)
+        lease=lease, run_id=run_id, kind="upkeep", feature_version=pointer.feature_version, recipe=dict(pointer.recipe)
     )
 
 

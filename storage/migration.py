@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 
 from lodestream.errors import StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, SOURCE_STATE_SCHEMA, TABLES
+from lodestream.storage.coordination import open_lease
 from lodestream.storage.durability import sync_new_files
+from lodestream.storage.lease import DEFAULT_TTL_S, Lease, name_holder
 from lodestream.storage.location import Location, Place
 from lodestream.storage.reader import locate_table
 from lodestream.storage.snapshot import (
@@ -41,7 +43,7 @@ class Migration:
     dropped_run_id: str | None
 
 
-def migrate_store(place: Place) -> Migration:
+def migrate_store(place: Place, *, ttl_s: float = DEFAULT_TTL_S) -> Migration:
     """Bring the store at ``place`` to this version's schema. A store that is there already is left as it is.
 
     Snapshots before the current one cannot be opened any more, and an unfinished run begins anew. A migration that is
@@ -50,9 +52,24 @@ def migrate_store(place: Place) -> Migration:
     Raises:
         StoreNotFound: there is no store, or nothing is published in it.
         StoreSchemaMismatch: a later version of lodestream wrote it, or one before the first that can be migrated.
-        CommitConflict: a run published meanwhile; migrate again.
+        LeaseHeld: a run is under way.
+        CommitConflict, FencedError: a run published meanwhile; migrate again.
     """
     location = Location.parse(place)
+    pointer, _ = read_pointer(location)
+    if pointer.schema_version == SCHEMA_VERSION:
+        return _describe(pointer, pointer, num_documents=0, dropped_run_id=None)
+    with Lease(
+        open_lease(location, ttl_s=ttl_s),
+        holder=name_holder("migrate"),
+        place=str(location),
+        ttl_s=ttl_s,
+        floor=lambda: read_pointer(location)[0].epoch,
+    ) as lease:
+        return _migrate(location, lease)
+
+
+def _migrate(location: Location, lease: Lease) -> Migration:
     pointer, version = read_pointer(location)
     dropped = pointer.staged.run_id if pointer.staged else None
     if pointer.schema_version == SCHEMA_VERSION:
@@ -66,9 +83,10 @@ def migrate_store(place: Place) -> Migration:
     if not pointer.sequence:
         raise StoreNotFound(f"nothing is published at {location}, so there is nothing to migrate", "lodestream run")
     states = _make_states(location, pointer)
-    migrated = _follow(pointer, {**pointer.tables, "source_state": states.version})
+    migrated = _follow(pointer, {**pointer.tables, "source_state": states.version}, lease)
     if location.is_local:
         sync_new_files(states.path, frozenset())
+    lease.require()
     open_register(location).cas(version, migrated.to_json())
     return _describe(pointer, migrated, num_documents=states.count(), dropped_run_id=dropped)
 
@@ -112,7 +130,7 @@ def derive_states(documents: pa.Table, *, run_id: str) -> pa.Table:
     return pa.table({name: columns[name] for name in SOURCE_STATE_SCHEMA.names}).cast(SOURCE_STATE_SCHEMA)
 
 
-def _follow(pointer: PointerRecord, tables: dict[str, int]) -> PointerRecord:
+def _follow(pointer: PointerRecord, tables: dict[str, int], lease: Lease) -> PointerRecord:
     record = SnapshotRecord(
         sequence=pointer.sequence + 1,
         tables=tables,
@@ -124,7 +142,8 @@ def _follow(pointer: PointerRecord, tables: dict[str, int]) -> PointerRecord:
     # The epoch goes up with it: a run of the older lodestream that is still under way is fenced off.
     return pointer.follow(
         schema_version=SCHEMA_VERSION,
-        epoch=pointer.epoch + 1,
+        epoch=lease.epoch,
+        writer=lease.token,
         sequence=record.sequence,
         tables=tables,
         published_at=record.published_at,

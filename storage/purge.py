@@ -19,6 +19,7 @@ from lodestream.errors import NotFoundError, StoreError, StoreNotFound
 from lodestream.schema import TABLES
 from lodestream.storage.compaction import compact, rebuild_indexes
 from lodestream.storage.debris import sweep_debris
+from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import begin_upkeep, measure_store
 from lodestream.storage.reader import open_tables
 from lodestream.storage.store import FeatureStore
@@ -91,21 +92,21 @@ def plan_purge(store: FeatureStore, doc_ids: Sequence[str]) -> PurgePlan:
     )
 
 
-def purge_documents(store: FeatureStore, plan: PurgePlan, *, run_id: str) -> Purge:
-    """Remove the documents of ``plan``. Call it with the lease held.
+def purge_documents(store: FeatureStore, plan: PurgePlan, *, lease: Lease, run_id: str) -> Purge:
+    """Remove the documents of ``plan``.
 
     Once it returns, no file of the store holds their text, features or names, but for the run reports in the pointer,
     which name documents that failed.
 
     Raises:
-        FencedError, CommitConflict: another writer took over; what is published stays as it was.
+        LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     _, bytes_before = measure_store(store)
     pointer = store.pointer()
     if pointer.staged is not None:
-        begin_upkeep(store, pointer, run_id).abandon()
+        begin_upkeep(store, pointer, run_id, lease).abandon()
         pointer = store.pointer()
-    transaction = begin_upkeep(store, pointer, run_id)
+    transaction = begin_upkeep(store, pointer, run_id, lease)
     schemas = {name: kind.make_schema(store.dim) for name, kind in TABLES.items()}
     transaction.write_chunk(
         features=schemas["features"].empty_table(),

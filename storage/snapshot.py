@@ -5,17 +5,15 @@ Reading it needs the standard library only (no Arrow, no Lance), so that a statu
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from lodestream.errors import StoreCorrupt, StoreNotFound, StoreSchemaMismatch
+from lodestream.storage.coordination import open_pointer, require_no_marker
 from lodestream.storage.location import Location, Place
-from lodestream.storage.registers.local import LocalRegister
-from lodestream.storage.registers.options import RegisterOptions
-from lodestream.storage.registers.protocol import CasRegister, Record, Version
+from lodestream.storage.registers.protocol import CasRegister, Record, Version, make_nonce
 
 RECORD_FORMAT: Final = 1
 """Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
@@ -58,7 +56,8 @@ class PointerRecord:
     """The record in the register.
 
     ``sequence``     number of the published snapshot; 0 while nothing is published
-    ``epoch``        raised by every writer that begins; a writer with a smaller one is fenced off
+    ``epoch, writer``  of the lease under which was written last; a writer with a smaller epoch is fenced off, and so is
+                     one with the same epoch and another token
     ``nonce, previous``  random, and that of the record before
     ``dim``          width of the vectors
     ``tables``       published version of each table
@@ -76,6 +75,7 @@ class PointerRecord:
     schema_version: int
     dim: int
     tables: dict[str, int]
+    writer: str = ""
     staged: StagedWork | None = None
     checkpoint: dict[str, Any] = field(default_factory=dict)
     feature_version: str = ""
@@ -147,34 +147,16 @@ def read_pointer(place: Place) -> tuple[PointerRecord, Version]:
     location = Location.parse(place)
     found = open_register(location).read()
     if found is None:
+        require_no_marker(location)
         is_file = location.is_local and location.path.is_file()
         reason = "it is a file" if is_file else "nothing has been written there yet"
         raise StoreNotFound(f"there is no store at {location}: {reason}", "lodestream run")
     return PointerRecord.from_json(found[0]), found[1]
 
 
-def open_register(place: Place) -> CasRegister:
-    """Return the register that holds the pointer of the store at ``place``."""
-    location = Location.parse(place)
-    if location.is_local:
-        return LocalRegister(location.path / "pointer")
-    return open_object_register(location, "pointer")
-
-
-def open_object_register(location: Location, name: str) -> CasRegister:
-    """Return the register ``name`` in the object store at ``location``.
-
-    Raises:
-        ConfigError: the place or an option is not known to obstore.
-    """
-    from lodestream.storage.registers.opening import open_register as open_kind
-
-    return open_kind("object", location.uri, name, RegisterOptions(storage=location.options))
-
-
-def make_nonce() -> str:
-    """Return a random name that no other record has."""
-    return uuid.uuid4().hex
+def open_register(place: Place, *, create: bool = False) -> CasRegister:
+    """Return the register that holds the pointer of the store at ``place``. See coordination.open_pointer."""
+    return open_pointer(Location.parse(place), create=create)
 
 
 def _encode(value: Any) -> Any:

@@ -9,18 +9,21 @@ versions are published.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, TABLES
+from lodestream.storage.coordination import open_lease, require_no_marker
 from lodestream.storage.durability import make_folder, sync_new_files
+from lodestream.storage.lease import DEFAULT_TTL_S, Lease, name_holder
 from lodestream.storage.location import Location, Place
 from lodestream.storage.reader import Snapshot, locate_table, open_tables
+from lodestream.storage.registers.protocol import make_nonce
 from lodestream.storage.snapshot import (
     OLDEST_SCHEMA_VERSION,
     PointerRecord,
-    make_nonce,
     open_register,
     read_pointer,
 )
@@ -35,7 +38,7 @@ class FeatureStore:
 
     Guarantees: readers see whole published snapshots and nothing else; a writer that is killed at any moment leaves the
     published snapshot as it was; what is published has been flushed to the disk. Safe for use by many threads and
-    processes; of two writers the one that began later wins and the other one is told (FencedError).
+    processes; of two writers one has the lease, and one that was overtaken is told (LeaseLost, FencedError).
 
     Not guaranteed: anything on file systems without atomic hard links.
     """
@@ -75,7 +78,8 @@ class FeatureStore:
             StoreUnwritable: no rights, no room, or a file stands there.
         """
         location = Location.parse(place)
-        if open_register(location).read() is None:
+        if open_register(location, create=True).read() is None:
+            require_no_marker(location)
             _create(location, dim)
         store = cls.open(location)
         if store.dim != dim:
@@ -112,10 +116,32 @@ class FeatureStore:
         pointer = self.pointer()
         return open_tables(self.location, pointer.dim, pointer.tables)
 
-    def begin(self, *, run_id: str, kind: str, feature_version: str, recipe: dict[str, Any]) -> Transaction:
+    def open_lease(
+        self, purpose: str, *, ttl_s: float = DEFAULT_TTL_S, show_wait: Callable[[str], None] = lambda _: None
+    ) -> Lease:
+        """Return the store's lease, not acquired yet.
+
+        Args:
+            purpose: what it is held for, in messages.
+            ttl_s: without a sign of life for so long a holder is taken for dead.
+            show_wait: called with a sentence when a holder that may be dead has to be watched.
+        """
+        return Lease(
+            open_lease(self.location, ttl_s=ttl_s),
+            holder=name_holder(purpose),
+            place=str(self.location),
+            ttl_s=ttl_s,
+            floor=lambda: self.pointer().epoch,
+            show_wait=show_wait,
+        )
+
+    def begin(
+        self, *, lease: Lease, run_id: str, kind: str, feature_version: str, recipe: dict[str, Any]
+    ) -> Transaction:
         """Begin to write. Continues from the chunks that a killed run of the same feature version had staged.
 
         Args:
+            lease: the store's lease, held; several transactions may follow each other under one.
             run_id: name of the run.
             kind: "backfill" or "refresh"; for the record.
             feature_version: staged work of another feature version is dropped.
@@ -123,10 +149,12 @@ class FeatureStore:
 
         Raises:
             CommitConflict: another writer began at this moment.
+            LeaseLost: the lease is not held any more.
+            FencedError: a writer with a newer epoch has begun.
         """
         found = read_pointer(self.location)
         identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe)
-        return Transaction(self.location, open_register(self.location), found, identity)
+        return Transaction(self.location, open_register(self.location), found, identity, lease=lease)
 
 
 def _create(location: Location, dim: int) -> None:

@@ -21,6 +21,7 @@ from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, S
 from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
 from lodestream.storage.durability import list_files, sync_new_files
+from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
 from lodestream.storage.reader import Snapshot, open_tables
 from lodestream.storage.register import CasRegister, Version
@@ -50,7 +51,7 @@ class Transaction:
     """One writer's work from ``FeatureStore.begin`` to ``publish``.
 
     Guarantees: readers see all of it or nothing; a killed writer loses the chunk it was writing and no more; after a
-    newer writer has begun, this one can neither stage nor publish (FencedError). One thread only.
+    newer writer has begun, this one can neither stage nor publish (LeaseLost, FencedError). One thread only.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class Transaction:
         register: CasRegister,
         found: tuple[PointerRecord, Version],
         identity: RunIdentity,
+        *,
+        lease: Lease,
     ) -> None:
         self._location = location
         self._register = register
         self._pointer, self._version = found
         self._identity = identity
+        self._lease = lease
+        self._require_claim()
         self._is_open = True
         self._has_claimed = False
         staged = self._pointer.staged
@@ -72,7 +77,7 @@ class Transaction:
         self._tables = resumed if resumed is not None else self._open_versions(self._pointer.tables)
         self._num_chunks = staged.num_chunks if staged and self.resumed else 0
         # The epoch goes up before anything is written: from here on an older writer can do no harm.
-        self._swing(epoch=self._pointer.epoch + 1, staged=staged if self.resumed else None)
+        self._swing(epoch=lease.epoch, writer=lease.token, staged=staged if self.resumed else None)
         self._has_claimed = True
         steps.reach("begin.claimed")
         is_local = location.is_local  # an object store keeps what it has accepted
@@ -81,7 +86,7 @@ class Transaction:
     @property
     def epoch(self) -> int:
         """This writer's epoch."""
-        return self._pointer.epoch
+        return self._lease.epoch
 
     @property
     def base(self) -> Snapshot:
@@ -298,6 +303,7 @@ class Transaction:
         raise conflict
 
     def _require_newest(self) -> None:
+        self._lease.require()
         found = self._register.read()
         if found is not None and found[0]["epoch"] > self._pointer.epoch:
             raise self._fenced(found[0]["epoch"])
@@ -318,15 +324,9 @@ class Transaction:
     def _name_rival(self, conflict: CommitConflict) -> StoreError:
         found = self._register.read()
         rival_epoch = found[0]["epoch"] if found else 0
-        if not self._has_claimed or rival_epoch <= self._pointer.epoch:
+        if rival_epoch < self._lease.epoch or (rival_epoch == self._lease.epoch and not self._has_claimed):
             return conflict
         return self._fenced(rival_epoch)
-
-    def _fenced(self, rival_epoch: int) -> FencedError:
-        return FencedError(
-            f"another run began to write to {self._location} (epoch {rival_epoch}, this one has {self._pointer.epoch})",
-            "let the other run end; it continues from what this one had staged",
-        )
 
     def _clean_up(self, *, max_unread: int, min_age: timedelta) -> None:
         try:
@@ -350,9 +350,23 @@ class Transaction:
             if len(unread) > max_unread:
                 table.remove_versions(unread)
 
+    def _require_claim(self) -> None:
+        self._lease.require()
+        pointer, lease = self._pointer, self._lease
+        is_mine = pointer.epoch == lease.epoch and pointer.writer == lease.token
+        if pointer.epoch >= lease.epoch and not is_mine:
+            raise self._fenced(pointer.epoch)
+
+    def _fenced(self, rival_epoch: int) -> FencedError:
+        return FencedError(
+            f"another run began to write to {self._location} (epoch {rival_epoch}, this one has {self._lease.epoch})",
+            "let the other run end; it continues from what this one had staged",
+        )
+
     def _require_open(self) -> None:
         if not self._is_open:
             raise ValueError("the transaction has ended: begin another one")
+        self._lease.require()
 
 
 def _select_stored(table: Table, doc_ids: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lodestream.errors import LodestreamError
+from lodestream.errors import LeaseHeld, LodestreamError
 from lodestream.pipeline.cli import output
 from lodestream.pipeline.cli.options import (
     ConfigFile,
@@ -126,8 +126,18 @@ def refresh(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The same as run: bring the features up to date with the sources."""
-    _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
+    """The same as run; where another run is at work already, it is left to it."""
+    try:
+        _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
+    except LeaseHeld as error:
+        _show_skipped(error, as_json=as_json)
+
+
+def _show_skipped(held: LeaseHeld, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"skipped": True, **held.as_dict()}, compact=True)
+    else:
+        typer.echo(f"refresh skipped: {output.show_line(held.message)}")
 
 
 def _run(
@@ -263,6 +273,12 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
         age = output.format_seconds(snapshot["age_seconds"])
         lines.append(f"snapshot   {snapshot['sequence']}, published {age} ago by {snapshot['run_id']}")
         lines.append(f"features   {values['feature_version']} ({_describe_recipe(values['recipe'])})")
+    lease = values.get("lease")
+    if lease and lease["held"]:
+        held = output.format_seconds(lease["held_seconds"])
+        lines.append(f"lease      {lease['holder']}, epoch {lease['epoch']}, for about {held}")
+    elif lease:
+        lines.append(f"lease      free (epoch {lease['epoch']})")
     last = values.get("last_run")
     if last:
         documents, segments = last["documents"], last["segments"]

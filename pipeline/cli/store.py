@@ -1,8 +1,9 @@
-"""Verbs that look after the store: ``migrate``."""
+"""Verbs that look after the store: ``migrate``, ``unlock``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, 
 def add_store_verbs(app: typer.Typer) -> None:
     """Makes the verbs known to the command line."""
     app.command()(migrate)
+    app.command()(unlock)
 
 
 def migrate(
@@ -22,7 +24,8 @@ def migrate(
     from lodestream.storage.migration import migrate_store
 
     note_flags(as_json=as_json, debug=debug)
-    done = migrate_store(load(config, overrides).store_location)
+    loaded = load(config, overrides)
+    done = migrate_store(loaded.store_location, ttl_s=loaded.config.lease.ttl_s)
     if as_json:
         output.print_json(asdict(done))
     elif done.schema_before == done.schema_after:
@@ -34,3 +37,31 @@ def migrate(
             f"migrated from schema version {done.schema_before} to {done.schema_after}: "
             f"{done.num_documents} documents, snapshot {done.sequence}"
         )
+
+
+def unlock(
+    epoch: Annotated[int, typer.Option("--epoch", help="The lease's epoch, as status or the error says it.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take the right to write from a run that hangs. If it is alive after all, it stops and publishes nothing."""
+    from lodestream.errors import NotFoundError
+    from lodestream.storage.coordination import open_lease
+    from lodestream.storage.lease import break_lease, read_lease
+
+    note_flags(as_json=as_json, debug=debug)
+    loaded = load(config, overrides)
+    register = open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s)
+    found = read_lease(register)
+    if found is None or found[0].released:
+        raise NotFoundError("nobody holds the lease", "lodestream status")
+    if not yes:
+        typer.confirm(f"take the lease from {output.show_line(found[0].holder)} (epoch {found[0].epoch})?", abort=True)
+    broken = break_lease(register, epoch)
+    if as_json:
+        output.print_json({"holder": broken.holder, "epoch": broken.epoch})
+    else:
+        typer.echo(f"epoch {broken.epoch} ({output.show_line(broken.holder)}) has lost the lease; the next run goes on")

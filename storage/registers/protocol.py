@@ -6,6 +6,7 @@ record is kept; what they promise is the same, and one test suite holds all of t
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Protocol
 
 Record = dict[str, Any]
@@ -32,6 +33,11 @@ class CasRegister(Protocol):
             CommitStateUnknown: it cannot be told whether ``record`` was accepted; look for its nonce.
             StoreUnreachable: the server cannot be reached; ``record`` was not accepted.
         """
+
+
+def make_nonce() -> str:
+    """Return a random name that no other record has."""
+    return uuid.uuid4().hex
 
 
 def require_nonce(record: Record) -> None:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from harness import record, start
 
 from lodestream.schema import DOCUMENTS_SCHEMA, KEY_BYTES, SOURCE_STATE_SCHEMA, features_schema, row_key
 from lodestream.storage import transaction as transaction_module
+from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage, keep_up, measure_store
 from lodestream.storage.store import FeatureStore, Snapshot
 from lodestream.storage.table import Table
@@ -45,6 +47,14 @@ LOOKUPS = 300
 LOOKUPS_DURING = 60
 WORDS = [f"{a}{b}" for a in ("lo", "de", "stre", "am", "kee", "per") for b in ("ra", "ti", "von", "quel", "s", "mu")]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@cache
+def hold_lease(store: FeatureStore) -> Lease:
+    """The store's lease, held until the benchmark ends."""
+    lease = store.open_lease("benchmark")
+    lease.acquire()
+    return lease
 
 
 @dataclass(slots=True)
@@ -119,7 +129,8 @@ def make_documents(numbers: list[int], generation: int) -> tuple[pa.Table, pa.Ta
 
 def write(store: FeatureStore, chunks: Iterator[list[int]], generation: int) -> Snapshot:
     """One run: the documents of each chunk get new rows."""
-    transaction = store.begin(run_id=f"run-{generation}", kind="refresh", feature_version="f1", recipe={})
+    described: dict[str, Any] = {"kind": "refresh", "feature_version": "f1", "recipe": {}}
+    transaction = store.begin(lease=hold_lease(store), run_id=f"run-{generation}", **described)
     for numbers in chunks:
         documents, states = make_documents(numbers, generation)
         transaction.write_chunk(
@@ -134,7 +145,7 @@ def build(folder: Path, num_documents: int) -> FeatureStore:
     if not store.pointer().sequence:
         starts = range(0, num_documents, DOCUMENTS_PER_CHUNK)
         write(store, (list(range(at, min(at + DOCUMENTS_PER_CHUNK, num_documents))) for at in starts), 0)
-        keep_up(store, UpkeepOptions(max_small_files=1), run_id="build")
+        keep_up(store, UpkeepOptions(max_small_files=1), lease=hold_lease(store), run_id="build")
         forget_all_but(store, 1)
     return store
 
@@ -142,7 +153,7 @@ def build(folder: Path, num_documents: int) -> FeatureStore:
 def forget_all_but(store: FeatureStore, number: int) -> None:
     """What ``gc`` does where this number of snapshots is kept."""
     transaction_module.RETAINED_SNAPSHOTS = number
-    collect_garbage(store, UpkeepOptions(), run_id="gc")
+    collect_garbage(store, UpkeepOptions(), lease=hold_lease(store), run_id="gc")
     transaction_module.RETAINED_SNAPSHOTS = KEPT_SNAPSHOTS
 
 
@@ -173,7 +184,7 @@ def refresh(store: FeatureStore, progress: Progress, num_documents: int, *, with
     start_s = time.perf_counter()
     snapshot = write(store, iter([chosen]), number)
     middle_s = time.perf_counter()
-    if with_upkeep and keep_up(store, UpkeepOptions(), run_id=f"upkeep-{number}"):
+    if with_upkeep and keep_up(store, UpkeepOptions(), lease=hold_lease(store), run_id=f"upkeep-{number}"):
         progress.merged_at.append(number)
         snapshot = store.open_snapshot()
     progress.refresh_s.append(middle_s - start_s)
@@ -260,7 +271,7 @@ def rebuild(folder: Path, source: FeatureStore) -> FeatureStore:
     snapshot = source.open_snapshot()
     documents = snapshot.open_table("documents").read(DOCUMENTS_SCHEMA.names)
     states = snapshot.open_table("source_state").read(SOURCE_STATE_SCHEMA.names)
-    transaction = store.begin(run_id="fresh", kind="backfill", feature_version="f1", recipe={})
+    transaction = store.begin(lease=hold_lease(store), run_id="fresh", kind="backfill", feature_version="f1", recipe={})
     for at in range(0, documents.num_rows, DOCUMENTS_PER_CHUNK):
         chosen = documents.slice(at, DOCUMENTS_PER_CHUNK)
         names = chosen["doc_id"].to_pylist()
@@ -271,7 +282,7 @@ def rebuild(folder: Path, source: FeatureStore) -> FeatureStore:
             source_state=states.filter(pc.is_in(states["doc_id"], chosen["doc_id"].combine_chunks())),
         )
     transaction.publish(checkpoint={}, run={})
-    keep_up(store, UpkeepOptions(max_small_files=1), run_id="build")
+    keep_up(store, UpkeepOptions(max_small_files=1), lease=hold_lease(store), run_id="build")
     forget_all_but(store, 1)
     return store
 

@@ -3,6 +3,7 @@ compared."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lodestream.errors import CommitConflict, LeaseHeld, NotFoundError
 from lodestream.schema import (
     DOCUMENTS_SCHEMA,
     FINGERPRINT_BYTES,
@@ -19,6 +21,8 @@ from lodestream.schema import (
     row_key,
 )
 from lodestream.storage.codec import encode_rows
+from lodestream.storage.coordination import open_lease
+from lodestream.storage.lease import DEFAULT_TTL_S, Lease, break_lease, read_lease
 from lodestream.storage.migration import derive_states
 from lodestream.storage.reader import Snapshot
 from lodestream.storage.store import FeatureStore
@@ -103,9 +107,24 @@ def make_states(
     return states.set_column(column, states.schema.field(column), pa.array(sizes, pa.int64()))
 
 
+def take_lease(store: FeatureStore) -> Lease:
+    """The store's lease without a heartbeat, taken away from whoever has it."""
+    register = open_lease(store.location, ttl_s=DEFAULT_TTL_S)
+    lease = store.open_lease("a test")
+    while True:
+        try:
+            if (found := read_lease(register)) is not None and not found[0].released:
+                break_lease(register, found[0].epoch)
+            lease.acquire()
+            return lease
+        except (LeaseHeld, CommitConflict, NotFoundError):  # another process was faster
+            time.sleep(0.01)
+
+
 def begin(store: FeatureStore, *, run_id: str = "run", feature_version: str = "f1") -> Transaction:
-    """Begin a transaction of feature version ``f1``."""
-    return store.begin(run_id=run_id, kind="backfill", feature_version=feature_version, recipe={"model": "toy"})
+    """Begin a transaction of feature version ``f1``, whoever has the lease: a writer before counts as killed."""
+    described: dict[str, Any] = {"run_id": run_id, "feature_version": feature_version}
+    return store.begin(lease=take_lease(store), kind="backfill", recipe={"model": "toy"}, **described)
 
 
 def write(

@@ -12,7 +12,7 @@ from lodestream.storage.compaction import Clutter
 from lodestream.storage.debris import find_debris
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage, keep_up, measure_store, tend
 from lodestream.storage.store import FeatureStore
-from tests.support.store_rows import DIM, begin, publish, read_contents, write
+from tests.support.store_rows import DIM, begin, publish, read_contents, take_lease, write
 
 OPTIONS = UpkeepOptions(max_small_files=3, max_deleted_share=0.5, min_deleted_rows=5)
 DAY_S = 86_400
@@ -29,10 +29,10 @@ def refresh(store: FeatureStore, count: int, *, start: int = 0) -> None:
 
 
 def test_nothing_is_done_before_it_is_due(store: FeatureStore) -> None:
-    assert keep_up(store, OPTIONS, run_id="up") is None
+    assert keep_up(store, OPTIONS, lease=take_lease(store), run_id="up") is None
     refresh(store, 2)
     before = store.pointer()
-    assert keep_up(store, OPTIONS, run_id="up") is None
+    assert keep_up(store, OPTIONS, lease=take_lease(store), run_id="up") is None
     assert store.pointer() == before
 
 
@@ -40,7 +40,7 @@ def test_many_files_become_one_and_the_content_stays(store: FeatureStore) -> Non
     refresh(store, 5)
     old = store.open_snapshot()
     contents, before = read_contents(old), store.pointer()
-    done = keep_up(store, OPTIONS, run_id="up")
+    done = keep_up(store, OPTIONS, lease=take_lease(store), run_id="up")
     assert done is not None
     assert done.compacted == ("features", "documents", "source_state")
     after = store.pointer()
@@ -48,7 +48,7 @@ def test_many_files_become_one_and_the_content_stays(store: FeatureStore) -> Non
     assert (after.checkpoint, after.run, after.checked_at) == (before.checkpoint, before.run, before.checked_at)
     assert [len(table.fragments()) for table in store.open_tables().values()] == [1, 1, 1]
     assert read_contents(store.open_snapshot()) == contents
-    assert keep_up(store, OPTIONS, run_id="up") is None
+    assert keep_up(store, OPTIONS, lease=take_lease(store), run_id="up") is None
     # Whoever reads the snapshot from before goes on reading it.
     assert read_contents(old) == contents
     assert read_contents(store.open_snapshot(before.sequence)) == contents
@@ -57,9 +57,9 @@ def test_many_files_become_one_and_the_content_stays(store: FeatureStore) -> Non
 def test_deleted_rows_make_it_due(store: FeatureStore) -> None:
     publish(store, {f"d{number}": ["a", "b"] for number in range(10)})
     publish(store, {}, deleted=[f"d{number}" for number in range(4)])
-    assert keep_up(store, OPTIONS, run_id="up") is None
+    assert keep_up(store, OPTIONS, lease=take_lease(store), run_id="up") is None
     publish(store, {}, deleted=[f"d{number}" for number in range(4, 7)])
-    done = keep_up(store, OPTIONS, run_id="up")
+    done = keep_up(store, OPTIONS, lease=take_lease(store), run_id="up")
     assert done is not None
     assert done.compacted == ("features", "documents", "source_state")
     assert [fragment.metadata.num_deletions for fragment in store.open_tables()["features"].fragments()] == [0]
@@ -82,8 +82,8 @@ def test_unfinished_work_is_left_alone(store: FeatureStore) -> None:
     refresh(store, 5)
     write(begin(store, run_id="killed"), {"staged": ["x"]})
     before = store.pointer()
-    assert keep_up(store, OPTIONS, run_id="up") is None
-    done = collect_garbage(store, OPTIONS, run_id="up")
+    assert keep_up(store, OPTIONS, lease=take_lease(store), run_id="up") is None
+    done = collect_garbage(store, OPTIONS, lease=take_lease(store), run_id="up")
     assert done.compacted == ()
     assert "killed" in done.postponed
     assert store.pointer() == before
@@ -100,7 +100,7 @@ def test_number_of_files_is_bounded(store: FeatureStore, monkeypatch: pytest.Mon
     counts = []
     for number in range(40):
         refresh(store, 1, start=number)
-        keep_up(store, OPTIONS, run_id="up")
+        keep_up(store, OPTIONS, lease=take_lease(store), run_id="up")
         counts.append(measure_store(store)[0])
     assert max(counts[20:]) <= max(counts[:20]) + 3
     assert read_contents(store.open_snapshot())["same"] == ["39"]
@@ -110,8 +110,9 @@ def test_garbage_collection_says_what_it_freed(store: FeatureStore, monkeypatch:
     refresh(store, 6)
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_AGE", timedelta(0))
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_SNAPSHOTS", 1)
+    lease = take_lease(store)
     before = folder_bytes(store.root)
-    done = collect_garbage(store, OPTIONS, run_id="gc")
+    done = collect_garbage(store, OPTIONS, lease=lease, run_id="gc")
     assert done.bytes_before == before
     assert done.bytes_after == folder_bytes(store.root) < before
     assert done.freed_bytes == before - folder_bytes(store.root)
@@ -132,7 +133,7 @@ def test_debris_is_swept_by_age(store: FeatureStore) -> None:
     os.utime(old, (long_ago, long_ago))
     found = [item.name for item in find_debris(store.open_tables()["features"])]
     assert found == ["_indices/dead/page_data.lance", "data/junk.lance"]
-    assert tend(store, OPTIONS, run_id="up").num_swept == 1
+    assert tend(store, OPTIONS, lease=take_lease(store), run_id="up").num_swept == 1
     assert young.exists()
     assert not old.exists()
     read_contents(store.open_snapshot())
@@ -140,7 +141,7 @@ def test_debris_is_swept_by_age(store: FeatureStore) -> None:
 
 def test_a_store_without_debris_has_none(store: FeatureStore) -> None:
     refresh(store, 6)
-    collect_garbage(store, OPTIONS, run_id="gc")
+    collect_garbage(store, OPTIONS, lease=take_lease(store), run_id="gc")
     refresh(store, 2, start=6)
     assert {name: find_debris(table) for name, table in store.open_tables().items()} == {
         "features": [],
@@ -159,7 +160,7 @@ def test_an_overtaken_upkeep_publishes_nothing(store: FeatureStore, monkeypatch:
 
     monkeypatch.setattr("lodestream.storage.steps.reach", overtake)
     with pytest.raises(FencedError):
-        keep_up(store, OPTIONS, run_id="up")
+        keep_up(store, OPTIONS, lease=take_lease(store), run_id="up")
     assert read_contents(store.open_snapshot())["newer"] == ["n"]
     assert store.pointer().run_id == "run"
     refresh(store, 1, start=9)

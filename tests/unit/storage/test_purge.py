@@ -8,7 +8,7 @@ from lodestream.errors import NotFoundError, StoreError, StoreNotFound
 from lodestream.storage.purge import plan_purge, purge_documents
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
-from tests.support.store_rows import DIM, begin, make_features, publish, read_contents, write
+from tests.support.store_rows import DIM, begin, make_features, publish, read_contents, take_lease, write
 
 SECRET = "zq7secretzq7"
 KEPT = {f"kept{number}": ["a", "b", str(number)] for number in range(6)}
@@ -46,7 +46,7 @@ def test_no_file_holds_the_document_any_more(store: FeatureStore, *, is_deleted:
     assert plan.held_by == ((1,) if is_deleted else (1, 2))
     assert plan.lost_sequences == (1, 2)
     assert plan.num_rows["features"] == (0 if is_deleted else 2)
-    done = purge_documents(store, plan, run_id="purge")
+    done = purge_documents(store, plan, lease=take_lease(store), run_id="purge")
     assert traces(store) == set()
     assert done.sequence == 3
     assert [record.sequence for record in store.pointer().history] == [3]
@@ -63,7 +63,7 @@ def test_unfinished_work_is_given_up(store: FeatureStore) -> None:
     assert "text" in traces(store)
     plan = plan_purge(store, ["secret/doc"])
     assert (plan.held_by, plan.lost_run) == ((), "killed")
-    purge_documents(store, plan, run_id="purge")
+    purge_documents(store, plan, lease=take_lease(store), run_id="purge")
     assert traces(store) == set()
     assert store.pointer().staged is None
     assert read_contents(store.open_snapshot()) == KEPT
@@ -73,7 +73,7 @@ def test_tags_do_not_keep_it(store: FeatureStore) -> None:
     publish(store, KEPT | {"secret/doc": [SECRET]})
     for table in store.open_tables().values():
         table.dataset.tags.create("by-hand", table.version)
-    purge_documents(store, plan_purge(store, ["secret/doc"]), run_id="purge")
+    purge_documents(store, plan_purge(store, ["secret/doc"]), lease=take_lease(store), run_id="purge")
     assert traces(store) == set()
 
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_removed_is_not_passed_over(store: FeatureStore, monkeypa
     publish(store, KEPT | {"secret/doc": [SECRET]})
     monkeypatch.setattr(Table, "remove_versions", lambda self, versions: 0)
     with pytest.raises(StoreError, match="could not be removed"):
-        purge_documents(store, plan_purge(store, ["secret/doc"]), run_id="purge")
+        purge_documents(store, plan_purge(store, ["secret/doc"]), lease=take_lease(store), run_id="purge")
     monkeypatch.undo()
     publish(store, {"kept1": ["later"]})
     assert "text" in traces(store)

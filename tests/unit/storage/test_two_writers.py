@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lance import LanceDataset
 
-from lodestream.errors import CommitConflict, FencedError
+from lodestream.errors import CommitConflict, FencedError, LeaseLost
 from lodestream.schema import features_schema
 from lodestream.storage import steps
 from lodestream.storage.failures import explain_errors
+from lodestream.storage.lease import Lease
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
-from tests.support.store_rows import DIM, begin, publish, read_contents, write
+from tests.support.memory_register import MemoryRegister
+from tests.support.store_rows import DIM, begin, publish, read_contents, take_lease, write
 
 
 @pytest.fixture
@@ -96,3 +99,43 @@ def test_conflict_of_indexing_is_no_corruption(store: FeatureStore) -> None:
     Table.open(store.location.child("features.lance"), features_schema(DIM), version=2)._dataset.restore()
     with pytest.raises(CommitConflict, match="run the same command again"):
         index(stale, store)
+
+
+def test_transactions_follow_each_other_under_one_lease(store: FeatureStore) -> None:
+    lease = take_lease(store)
+    described: dict[str, Any] = {"kind": "refresh", "feature_version": "f1", "recipe": {}}
+    for number in range(3):
+        transaction = store.begin(lease=lease, run_id=f"r{number}", **described)
+        write(transaction, {"a": [str(number)]})
+        transaction.publish(checkpoint={}, run={})
+    assert store.pointer().epoch == lease.epoch == 1
+    take_lease(store)
+    stale = store.begin(lease=lease, run_id="late", **described)  # nobody has begun under the newer lease yet
+    begin(store)
+    with pytest.raises(FencedError):
+        write(stale, {"a": ["late"]})
+    with pytest.raises(FencedError):
+        store.begin(lease=lease, run_id="later", **described)
+
+
+def test_equal_epochs_of_two_tenures(store: FeatureStore) -> None:
+    """A wiped register gives out an epoch again: the pointer tells the two apart."""
+    publish(store, {"a": ["1"]})
+    impostor = Lease(MemoryRegister(), holder="impostor", place="here")
+    assert impostor.acquire() == store.pointer().epoch
+    with pytest.raises(FencedError):
+        store.begin(lease=impostor, run_id="r", kind="refresh", feature_version="f1", recipe={})
+
+
+def test_lost_lease_stops_the_writer(store: FeatureStore) -> None:
+    lease = take_lease(store)
+    transaction = store.begin(lease=lease, run_id="r", kind="refresh", feature_version="f1", recipe={})
+    write(transaction, {"a": ["1"]})
+    take_lease(store)
+    lease.renew()
+    assert lease.lost.is_set()
+    with pytest.raises(LeaseLost, match="let the other run end"):
+        write(transaction, {"a": ["2"]})
+    with pytest.raises(LeaseLost):
+        transaction.publish(checkpoint={}, run={})
+    assert begin(store).resumed
