@@ -32,7 +32,7 @@ from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_ta
 from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
 from lodestream.actors.tokenize import Tokenizer
 from lodestream.errors import ConfigError, DocumentError
-from lodestream.kernels.precision import native_precision
+from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
 from lodestream.kernels.weights import ModelFolder, read_model_folder
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 
@@ -100,7 +100,7 @@ class Featurizer:
         """The encoder; loads torch and the weights on first use."""
         from lodestream.kernels.encoder import load_encoder
 
-        return load_encoder(self._found[0], precision=self.precision, expected_sha256=self._found[1])
+        return load_encoder(self.model, precision=self.precision)
 
     @cached_property
     def _leaf_encoder(self) -> LeafEncoder:
@@ -143,6 +143,7 @@ class Featurizer:
             "pooling": self.model.pooling,
             "dim": self.model.dim,
             "precision": self.precision,
+            "engine": f"{ENGINE}/{STATES_VERSION}",
             "codec": CODEC,
             "density": self.density.identity,
             "base_below": self.options.base_below,
@@ -160,7 +161,7 @@ class Featurizer:
     def _vector_recipe(self) -> bytes:
         # What one leaf's vector depends on: cutting and density rules act through the tokens and leaves alone, so
         # that a change of theirs leaves the vectors of unchanged segments usable.
-        names = ("weights_sha256", "tokenizer_sha256", "architecture", "pooling", "precision", "codec")
+        names = ("weights_sha256", "tokenizer_sha256", "architecture", "pooling", "precision", "engine", "codec")
         return _hash_recipe({name: self.recipe[name] for name in names} | {"version": RECIPE_VERSION}).encode()
 
     # ---- prepare ---------------------------------------------------------------------------------------------------
@@ -348,8 +349,9 @@ class Featurizer:
         return self.encode(prepared, {}, run_id="").features
 
     def embed(self, text: str) -> NDArray[np.float32]:
-        """float32 [D]: the unit vector of a text as a whole, for instance of a query."""
-        rows = self.featurize(text, text_format="text")
+        """float32 [D]: the unit vector of a query, with the prompt that the model wants before it."""
+        prompt = self.model.query_prompt if text.strip() else ""
+        rows = self.featurize(f"{prompt}{text}", text_format="text")
         if not rows.num_rows:
             raise DocumentError("the text has no token to encode", "give a text with at least one word")
         codes = rows.column("codes")[0].values.to_numpy().astype(np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,9 @@ import torch.nn.functional as F
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels.linear import PackedLinear
 from lodestream.kernels.packing import PackedBatch
-from lodestream.kernels.precision import Precision, native_precision
+from lodestream.kernels.precision import ENGINE, STATES_VERSION, Precision, native_precision
 from lodestream.kernels.segment_attention import AttentionPlan, attend_segments, plan_attention
 from lodestream.kernels.weights import ModelFolder, Pooling, load_tensors, read_model_folder
-
-RECIPE_VERSION: Final = 1
-"""Raised when this file changes a bit of the states."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +30,29 @@ class EncoderIdentity:
     architecture: str
     precision: Precision
     engine: str
-    recipe_version: int
+    states_version: int
 
 
 class Encoder(Protocol):
-    """The seam for engines: this file's, later ONNX Runtime, OpenVINO, TensorRT."""
+    """The seam for engines: what is behind it may be torch or another runtime, callers see this and nothing else.
+
+    An engine holds to the following, which ``tests/kernels/test_engine_conformance.py`` checks of every one:
+
+    1. ``encode`` returns float32 [T, C] in the order of the batch, finite, special tokens included.
+    2. Batch invariance: a segment's states are the same bits whatever shares its batch, in whatever order, and for any
+       number of threads. Stored vectors are reused by fingerprint, so that this is not a matter of taste.
+    3. The mean over a segment is within a cosine of .9999 of the float32 computation of the same model.
+    4. A segment longer than ``max_tokens`` and a token id outside the vocabulary are refused with ValueError.
+    5. ``encode`` may be called from several threads, and does not change its batch.
+    6. ``identity`` differs where bits may differ.
+
+    Attributes:
+        dim: C, the width of a state.
+        max_tokens: most tokens of a segment, special tokens included.
+        max_seq_length: most tokens that the model was made for.
+        pooling: how the model makes one vector of a segment's states.
+        identity: what the states depend on.
+    """
 
     dim: int
     max_tokens: int
@@ -51,14 +66,17 @@ class Encoder(Protocol):
 
 
 def load_encoder(
-    folder: Path, *, precision: Literal["auto", "bf16", "fp32"] = "auto", expected_sha256: str | None = None
+    model: ModelFolder | Path,
+    *,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    expected_sha256: str | None = None,
 ) -> Encoder:
     """Loads the encoder of a model folder.
 
     Args:
-        folder: see weights.read_model_folder.
+        model: a checked folder, or one to check (see weights.read_model_folder).
         precision: "auto" takes native_precision().
-        expected_sha256: the hash that the weights must have, hex.
+        expected_sha256: the hash that the weights of a folder to check must have, hex.
 
     Raises:
         ModelError: the folder is not usable.
@@ -70,7 +88,9 @@ def load_encoder(
             "encoder.precision = bf16, but this processor has neither avx512_bf16 nor amx_bf16",
             "set encoder.precision to auto or fp32",
         )
-    return BertEncoder(read_model_folder(folder, expected_sha256=expected_sha256), precision=chosen)
+    if isinstance(model, Path):
+        model = read_model_folder(model, expected_sha256=expected_sha256)
+    return BertEncoder(model, precision=chosen)
 
 
 class BertEncoder:
@@ -100,8 +120,8 @@ class BertEncoder:
             weights_sha256=model.weights_sha256,
             architecture=model.architecture,
             precision=precision,
-            engine="torch-cpu",
-            recipe_version=RECIPE_VERSION,
+            engine=ENGINE,
+            states_version=STATES_VERSION,
         )
         self._num_heads = int(config["num_attention_heads"])
         self._eps = float(config.get("layer_norm_eps", 1e-12))
@@ -132,6 +152,8 @@ class BertEncoder:
         lengths = torch.diff(batch.cu_seqlens).tolist()
         if max(lengths) > self.max_tokens:
             raise ValueError(f"a segment of {max(lengths)} tokens, but the model reads {self.max_tokens} at most")
+        if int(batch.token_ids_T.min()) < 0 or int(batch.token_ids_T.max()) >= len(self._words):
+            raise ValueError(f"a token id outside the model's vocabulary of {len(self._words)}")
         with torch.inference_mode():
             hidden_TC = self._words[batch.token_ids_T] + self._positions[batch.positions_T]
             hidden_TC = F.layer_norm(hidden_TC, (self.dim,), *self._norm, eps=self._eps)

@@ -5,6 +5,7 @@ The operators are private to torch, so that they are tried at load and compared 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -28,12 +29,11 @@ class PackedLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, dtype: torch.dtype, gelu: bool = False) -> None:
-        self._weight = weight.to(dtype).contiguous()
+        weight = weight.to(dtype).contiguous()
         self._bias = bias.to(dtype).contiguous()
         self._gelu = gelu
-        self._packed = _pack_weight(self._weight)
-        if self._packed is not None and not self._agrees():
-            self._packed = None
+        self._packed = _pack_weight(weight) if _is_right(*weight.shape, dtype, gelu) else None
+        self._weight = weight if self._packed is None else None
 
     @property
     def is_packed(self) -> bool:
@@ -45,22 +45,30 @@ class PackedLinear:
         num_rows = len(x_TK)
         if num_rows < MIN_ROWS:
             x_TK = F.pad(x_TK, (0, 0, 0, MIN_ROWS - num_rows))
-        if self._packed is None:
+        if self._packed is not None:
+            y = _run_packed(x_TK, self._packed, self._bias, gelu=self._gelu)
+        else:
+            assert self._weight is not None
             y = F.linear(x_TK, self._weight, self._bias)
             y = F.gelu(y) if self._gelu else y
-        else:
-            y = _run_packed(x_TK, self._packed, self._bias, gelu=self._gelu)
         return y[:num_rows]
 
-    def _agrees(self) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(MIN_ROWS, self._weight.shape[1], generator=generator).to(self._weight.dtype)
-        assert self._packed is not None
-        found = _run_packed(x, self._packed, self._bias, gelu=self._gelu).float()
-        wanted = F.linear(x.float(), self._weight.float(), self._bias.float())
-        wanted = F.gelu(wanted) if self._gelu else wanted
-        tolerance = 2**-6 if self._weight.dtype == torch.bfloat16 else 2**-16
-        return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
+
+@cache
+def _is_right(num_out: int, num_in: int, dtype: torch.dtype, gelu: bool) -> bool:
+    """Whether the packed form of this shape can be had and gives what ``F.linear`` gives; asked once a process."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(MIN_ROWS, num_in, generator=generator).to(dtype)
+    weight = torch.randn(num_out, num_in, generator=generator).to(dtype)
+    bias = torch.randn(num_out, generator=generator).to(dtype)
+    packed = _pack_weight(weight)
+    if packed is None:
+        return False
+    found = _run_packed(x, packed, bias, gelu=gelu).float()
+    wanted = F.linear(x.float(), weight.float(), bias.float())
+    wanted = F.gelu(wanted) if gelu else wanted
+    tolerance = 2**-6 if dtype == torch.bfloat16 else 2**-16
+    return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 def _pack_weight(weight_NK: torch.Tensor) -> torch.Tensor | None:

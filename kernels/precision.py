@@ -1,4 +1,6 @@
-"""Which precision a processor computes in natively. Asked without torch: a run that encodes nothing never loads it."""
+"""What the encoder's states depend on besides the weights: the engine, the version of its code, and the precision that
+a processor computes in natively. Known without torch: a run that encodes nothing never loads it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,11 @@ from functools import cache
 from typing import Final, Literal
 
 Precision = Literal["bf16", "fp32"]
+
+ENGINE: Final = "torch-cpu"
+STATES_VERSION: Final = 1
+"""Raised when the code of this engine changes a bit of the states; part of every fingerprint."""
+
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 

@@ -26,6 +26,9 @@ WEIGHTS_NAME: Final = "model.safetensors"
 
 _POOLING_KEYS: Final[Mapping[str, Pooling]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _KNOWN_MODULES: Final = ("Transformer", "Pooling", "Normalize")
+_POOLING_FOLDER: Final = "1_Pooling"
+# The names under which sentence-transformers looks for what goes before a document, in its order.
+_DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class ModelFolder:
         max_positions: tokens that it can read at most.
         dim: width of the vectors.
         weights_sha256: hash of the weights file, hex.
+        query_prompt: what the model wants before a query's text; often nothing.
     """
 
     path: Path
@@ -51,6 +55,7 @@ class ModelFolder:
     max_positions: int
     dim: int
     weights_sha256: str
+    query_prompt: str
 
 
 def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> ModelFolder:
@@ -71,17 +76,18 @@ def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> Mo
             f"take a model of one of these: {', '.join(SUPPORTED_ARCHITECTURES)}",
         )
     _require_weights(folder)
-    _check_modules(folder)
+    pooling_folder = _check_modules(folder)
     max_positions = int(config["max_position_embeddings"])
     return ModelFolder(
         path=folder,
         architecture=architecture,
         config=config,
-        pooling=_read_pooling(folder),
+        pooling=_read_pooling(folder / pooling_folder),
         max_seq_length=_read_max_seq_length(folder, max_positions),
         max_positions=max_positions,
         dim=int(config["hidden_size"]),
         weights_sha256=_check_hash(folder / WEIGHTS_NAME, expected_sha256),
+        query_prompt=_read_query_prompt(folder),
     )
 
 
@@ -134,14 +140,18 @@ def _require_weights(folder: Path) -> None:
     raise ModelError(f"{folder} has no {WEIGHTS_NAME}", "install or copy the model again")
 
 
-def _check_modules(folder: Path) -> None:
-    """modules.json may name the transformer, pooling and normalising; all else changes vectors in ways unknown here."""
+def _check_modules(folder: Path) -> str:
+    """The folder of the pooling's configuration, by modules.json. That file may name the transformer, pooling and
+    normalising (vectors are unit length in any case); all else changes vectors in ways unknown here."""
     path = folder / "modules.json"
     if not path.is_file():
-        return
+        return _POOLING_FOLDER
     try:
-        modules = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        modules = {
+            str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", ""))
+            for module in json.loads(path.read_text(encoding="utf-8"))
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "install or copy the model again") from None
     unknown = [module for module in modules if module not in _KNOWN_MODULES]
     if unknown:
@@ -149,22 +159,42 @@ def _check_modules(folder: Path) -> None:
             f"{folder}: the module {', '.join(unknown)} after the encoder is not supported",
             f"take a model whose modules.json has only {', '.join(_KNOWN_MODULES)}",
         )
+    if modules.get("Transformer"):
+        raise ModelError(
+            f"{path} has the transformer in the folder {modules['Transformer']!r}, a layout of old",
+            "open the model with a current sentence-transformers and save it again",
+        )
+    return modules.get("Pooling", _POOLING_FOLDER)
 
 
 def _read_pooling(folder: Path) -> Pooling:
-    path = folder / "1_Pooling" / "config.json"
+    path = folder / "config.json"
     if not path.is_file():
         return "mean"
-    values = _read_json(folder / "1_Pooling", "config.json")
+    values = _read_json(folder, path.name)
     chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
     if values.get("pooling_mode") in ("mean", "cls") and not chosen:
         return "mean" if values["pooling_mode"] == "mean" else "cls"
     if len(chosen) != 1 or chosen[0] not in _POOLING_KEYS:
-        raise ModelError(
-            f"{path}: pooling by {', '.join(chosen) or 'nothing'} is not supported",
-            "take a model with mean or cls pooling",
-        )
+        named = ", ".join(chosen) or values.get("pooling_mode") or "nothing"
+        raise ModelError(f"{path}: pooling by {named} is not supported", "take a model with mean or cls pooling")
     return _POOLING_KEYS[chosen[0]]
+
+
+def _read_query_prompt(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return ""
+    values = _read_json(folder, path.name)
+    prompts = values.get("prompts") or {}
+    default = prompts.get(values.get("default_prompt_name") or "", "")
+    named = next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), default)
+    if named:
+        raise ModelError(
+            f"{path}: the model wants {named!r} before every document, which is not supported",
+            "take a model that has no prompt for documents",
+        )
+    return str(prompts.get("query", default))
 
 
 def _read_max_seq_length(folder: Path, max_positions: int) -> int:
