@@ -6,6 +6,7 @@ To add a kind: a section with ``kind: Literal["..."]`` a member of ``SourceConfi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Tag
@@ -147,6 +148,34 @@ class JsonLinesSource(RowFilesSection):
     include: Patterns = ("**/*.jsonl", "**/*.ndjson")
 
 
+class LakeSection(TableSection):
+    """What tables with versions have in common.
+
+    ``uri``      a folder, relative to the folder of ``lodestream.toml``, or a URI such as ``s3://bucket/table``
+    ``options``  of the object store, such as ``aws_endpoint``; secrets are better left to the environment
+    """
+
+    uri: Text
+    options: Mapping[str, Text] = {}
+
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return self.uri
+
+
+class DeltaSource(LakeSection):
+    """A Delta table."""
+
+    kind: Literal["delta"]
+
+
+class LanceSource(LakeSection):
+    """A Lance table."""
+
+    kind: Literal["lance"]
+
+
 def _read_kind(section: Any) -> str | None:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
     return kind if isinstance(kind, str) else None
@@ -157,7 +186,9 @@ SourceConfig = Annotated[
     | Annotated[PostgresSource, Tag("postgres")]
     | Annotated[SqliteSource, Tag("sqlite")]
     | Annotated[ParquetSource, Tag("parquet")]
-    | Annotated[JsonLinesSource, Tag("jsonl")],
+    | Annotated[JsonLinesSource, Tag("jsonl")]
+    | Annotated[DeltaSource, Tag("delta")]
+    | Annotated[LanceSource, Tag("lance")],
     Discriminator(_read_kind),
 ]
 
@@ -167,5 +198,7 @@ SOURCE_KINDS: Final[dict[str, type[Section]]] = {
     "sqlite": SqliteSource,
     "parquet": ParquetSource,
     "jsonl": JsonLinesSource,
+    "delta": DeltaSource,
+    "lance": LanceSource,
 }
 """The section of each kind."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.config_sources import (
+    DeltaSource,
     FilesSource,
     JsonLinesSource,
+    LanceSource,
     ParquetSource,
     PostgresSource,
     SqliteSource,
 )
+from lodestream.pipeline.sources.delta import DeltaOpener
 from lodestream.pipeline.sources.files import FilesFolder
+from lodestream.pipeline.sources.lake import LakePlace, LakeRows, resolve_uri
+from lodestream.pipeline.sources.lance_rows import LanceOpener
 from lodestream.pipeline.sources.postgres import PostgresTable
 from lodestream.pipeline.sources.protocol import Source
 from lodestream.pipeline.sources.row_files import RowFiles
@@ -28,6 +33,10 @@ def open_source(loaded: LoadedConfig, name: str) -> Source:
             return PostgresTable(name, config, prefix_ids=prefix_ids)
         case ParquetSource() | JsonLinesSource():
             return RowFiles(name, config, loaded.folder, prefix_ids=prefix_ids)
+        case DeltaSource():
+            return LakeRows(name, config, DeltaOpener(_describe_lake(loaded, name, config)), prefix_ids=prefix_ids)
+        case LanceSource():
+            return LakeRows(name, config, LanceOpener(_describe_lake(loaded, name, config)), prefix_ids=prefix_ids)
         case SqliteSource():
             return SqliteTable(name, config, loaded.folder, prefix_ids=prefix_ids)
 
@@ -35,3 +44,13 @@ def open_source(loaded: LoadedConfig, name: str) -> Source:
 def open_sources(loaded: LoadedConfig) -> dict[str, Source]:
     """All sources by name, in the order of the configuration."""
     return {name: open_source(loaded, name) for name in loaded.config.sources}
+
+
+def _describe_lake(loaded: LoadedConfig, name: str, config: DeltaSource | LanceSource) -> LakePlace:
+    return LakePlace(
+        source=name,
+        uri=resolve_uri(config.uri, loaded.folder),
+        id_column=config.id_column,
+        text_column=config.text_column,
+        options=dict(config.options),
+    )

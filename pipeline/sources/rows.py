@@ -42,7 +42,7 @@ class RawRow:
 
     id: Any
     text: bytes
-    place: tuple[int, ...]
+    place: tuple[Any, ...]
     failure: str = ""
 
 
