@@ -53,6 +53,11 @@ class Executor(Protocol):
     @property
     def name(self) -> Literal["local", "ray"]: ...
 
+    @property
+    def num_workers(self) -> int:
+        """Encoders that work at the same time; a chunk is as many times larger."""
+        ...
+
     def run_chunk(
         self, reads: Sequence[PlannedRead], indexes: Sequence[SegmentIndex], *, run_id: str, on_progress: OnProgress
     ) -> StageOutput:
@@ -68,6 +73,7 @@ class LocalExecutor:
     """Runs the stages in this process, one micro-batch after the other. Memory is bounded by a chunk's rows."""
 
     name: Final = "local"
+    num_workers: Final = 1
 
     def __init__(self, featurizer: Featurizer, reading: Reading, *, num_threads: int) -> None:
         """Args:

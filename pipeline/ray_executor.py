@@ -65,8 +65,8 @@ class RayExecutor:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             _start_ray(config.ray_address)
-        self._num_actors = config.ray_workers or _count_actors()
-        _check_cpus(self._num_actors)
+        self.num_workers = config.ray_workers or _count_actors()
+        _check_cpus(self.num_workers)
         _quieten_ray()
         context = DataContext.get_current()
         context.enable_progress_bars = False
@@ -86,10 +86,10 @@ class RayExecutor:
             num_cpus=TASK_CPUS,
         ).map_batches(
             EncoderActor,
-            fn_constructor_args=(self._featurizer.options, encode_table, _actor_threads(self._num_actors)),
+            fn_constructor_args=(self._featurizer.options, encode_table, _actor_threads(self.num_workers)),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=self._num_actors),
+            compute=ActorPoolStrategy(size=self.num_workers),
             num_cpus=ACTOR_CPUS,
         )
         largest_bytes = max(read.candidate.size_bytes for read in reads)

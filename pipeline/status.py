@@ -82,7 +82,8 @@ def _judge(pointer: PointerRecord) -> tuple[Health, str]:
         return "empty", f"nothing is published yet{'; ' + unfinished if unfinished else ''}; next: lodestream run"
     quarantined = int(pointer.run.get("documents", {}).get("quarantined", 0))
     if quarantined:
-        return "degraded", f"{quarantined} documents are in quarantine; next: lodestream run prints the reasons"
+        are = "document is" if quarantined == 1 else "documents are"
+        return "degraded", f"{quarantined} {are} in quarantine; next: lodestream run prints the reasons"
     if unfinished:
         return "degraded", f"{unfinished}; next: lodestream run continues it"
     return "healthy", "the last run published or found nothing to do"

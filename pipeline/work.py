@@ -88,8 +88,9 @@ class ChunkWriter:
         meter = _Meter(len(reads), total_bytes, self._show_progress)
         is_backfill = self._report.kind == "backfill"
         max_documents = config.chunk_documents if is_backfill else config.refresh_chunk_documents
+        size = {"max_documents": max_documents, "max_bytes": config.chunk_bytes}
         try:
-            for chunk in cut_chunks(reads, max_documents=max_documents, max_bytes=config.chunk_bytes):
+            for chunk in cut_chunks(reads, **{name: limit * executor.num_workers for name, limit in size.items()}):
                 self._run_chunk(executor, chunk, meter)
         finally:
             executor.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from lodestream.errors import LeaseHeld, LodestreamError
 from lodestream.pipeline.cli import output
@@ -282,7 +283,8 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
     last = values.get("last_run")
     if last:
         documents, segments = last["documents"], last["segments"]
-        tally = ", ".join(f"{number} {name}" for name, number in documents.items() if number or name == "seen")
+        others = [f"{number} {name}" for name, number in documents.items() if number and name != "seen"]
+        tally = ", ".join([f"{documents['seen']} seen", *others])
         lines.append(f"last run   {last['run_id']}: {last['seconds']:.1f}s, {tally}")
         lines.append(f"           {segments['encoded']} of {segments['total']} segments encoded, {last['backend']}")
     return lines
@@ -341,30 +343,33 @@ def _run_app() -> int:
     except KeyboardInterrupt:
         output.tell("interrupted; finished chunks are kept, and the next run continues from them")
         return INTERRUPTED
-    except BrokenPipeError:
-        return 0
+    except TyperException as error:
+        return _print_usage(error)
     except Exception as error:
+        if Flags.debug:
+            raise
         return _print_unforeseen(error)
 
 
 def _print_error(error: LodestreamError) -> None:
     if Flags.json:
         output.print_json(error.as_dict(), compact=True)
-    output.tell(f"error: {output.show_line(error.message)}")
+    first, *others = error.message.split("\n")
+    output.tell(f"error: {output.show_line(first)}")
+    for line in others:
+        output.tell(f"       {output.show_line(line)}")
     if error.hint:
         output.tell(f"  next: {output.show_line(error.hint)}")
 
 
-def _print_unforeseen(error: Exception) -> int:
-    import click
+def _print_usage(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    output.tell(f"error: {output.show_line(error.format_message())}")
+    output.tell(f"  next: {context.command_path if context else 'lodestream'} --help")
+    return error.exit_code
 
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if Flags.debug:
-        raise error
+
+def _print_unforeseen(error: Exception) -> int:
     output.tell(f"error: {type(error).__name__}: {output.show_line(str(error))}")
     output.tell("  next: this is a defect; run again with --debug and report the traceback")
     return 1
