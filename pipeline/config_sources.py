@@ -44,6 +44,28 @@ class FilesSource(Section):
         return f"{self.path} ({', '.join(self.include)})"
 
 
+class ObjectsSource(Section):
+    """The objects below a prefix of an object store.
+
+    ``uri``      ``s3://bucket/folder``, ``gs://...`` or ``az://...``
+    ``options``  such as ``aws_endpoint``; what is not given is taken from the environment (``AWS_ACCESS_KEY_ID``, ...)
+    The others are those of a folder.
+    """
+
+    kind: Literal["objects"]
+    uri: Text
+    options: Mapping[str, Text] = {}
+    include: Patterns = DEFAULT_INCLUDE
+    exclude: Patterns = ()
+    encoding: Encoding = "auto"
+    max_document_bytes: Size = 16 * MIB
+
+    @property
+    def place(self) -> str:
+        """Where the documents are, for messages."""
+        return f"{self.uri} ({', '.join(self.include)})"
+
+
 class TableSection(Section):
     """What sources whose rows are documents have in common.
 
@@ -183,6 +205,7 @@ def _read_kind(section: Any) -> str | None:
 
 SourceConfig = Annotated[
     Annotated[FilesSource, Tag("files")]
+    | Annotated[ObjectsSource, Tag("objects")]
     | Annotated[PostgresSource, Tag("postgres")]
     | Annotated[SqliteSource, Tag("sqlite")]
     | Annotated[ParquetSource, Tag("parquet")]
@@ -194,6 +217,7 @@ SourceConfig = Annotated[
 
 SOURCE_KINDS: Final[dict[str, type[Section]]] = {
     "files": FilesSource,
+    "objects": ObjectsSource,
     "postgres": PostgresSource,
     "sqlite": SqliteSource,
     "parquet": ParquetSource,

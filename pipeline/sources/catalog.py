@@ -8,6 +8,7 @@ from lodestream.pipeline.config_sources import (
     FilesSource,
     JsonLinesSource,
     LanceSource,
+    ObjectsSource,
     ParquetSource,
     PostgresSource,
     SqliteSource,
@@ -16,6 +17,7 @@ from lodestream.pipeline.sources.delta import DeltaOpener
 from lodestream.pipeline.sources.files import FilesFolder
 from lodestream.pipeline.sources.lake import LakePlace, LakeRows, resolve_uri
 from lodestream.pipeline.sources.lance_rows import LanceOpener
+from lodestream.pipeline.sources.objects import ObjectsPrefix
 from lodestream.pipeline.sources.postgres import PostgresTable
 from lodestream.pipeline.sources.protocol import Source
 from lodestream.pipeline.sources.row_files import RowFiles
@@ -29,6 +31,8 @@ def open_source(loaded: LoadedConfig, name: str) -> Source:
     match config:
         case FilesSource():
             return FilesFolder(name, config, loaded.folder, prefix_ids=prefix_ids)
+        case ObjectsSource():
+            return ObjectsPrefix(name, config, prefix_ids=prefix_ids)
         case PostgresSource():
             return PostgresTable(name, config, prefix_ids=prefix_ids)
         case ParquetSource() | JsonLinesSource():
