@@ -34,6 +34,7 @@ from tests.support.workspace import (
 NUM_KILLS = 20
 CHUNK_DOCUMENTS = 3
 DOCUMENTS = short_topics(30)
+SHORT_TTL = "lease.ttl_s=1"  # for so long the next run watches whether the killed one is alive
 BEGUN = "executor local"
 DONE = re.compile(r"(\d+)/\d+ documents")
 RESUMED = re.compile(r"interrupted: (\d+) documents")
@@ -59,7 +60,7 @@ class EndedRun:
 def test_twenty_random_kills_cost_a_chunk_each_at_most(tmp_path: Path) -> None:
     """A backfill is killed until it is through, or four times and then left alone; then the next store is begun."""
     pick = random.Random(20)
-    workspace = Workspace.create(tmp_path / "work", DOCUMENTS, f"run.chunk_documents={CHUNK_DOCUMENTS}")
+    workspace = Workspace.create(tmp_path / "work", DOCUMENTS, SHORT_TTL, f"run.chunk_documents={CHUNK_DOCUMENTS}")
     for path in workspace.docs.iterdir():
         os.utime(path, (1.7e9, 1.7e9))  # a file of this very moment is read again, for it may have changed since
     undisturbed = run_and_kill(replace(workspace, settings=(*workspace.settings, "store.uri=twin")), after_s=60)
@@ -78,7 +79,7 @@ def test_twenty_random_kills_cost_a_chunk_each_at_most(tmp_path: Path) -> None:
             if is_published(workspace):
                 break
         else:
-            finished = workspace.command("run", "--json", "--set", workspace.settings[-1])
+            finished = workspace.command("run", "--json", "--set", SHORT_TTL, "--set", workspace.settings[-1])
             assert finished.returncode == 0, finished.stderr
             documents = last_json(finished)["documents"]
             assert documents["new"] + documents["resumed"] == len(DOCUMENTS)
@@ -148,10 +149,11 @@ def open_store(folder: Path) -> Snapshot:
 
 FEW = short_topics(7)
 NAMES = list(FEW)
-# Which pass of the step is the last thing the process does. A refresh passes the register's steps three times or more.
+# Which pass of the step is the last thing the process does. A refresh passes the register's steps for its lease, for
+# its claim on the pointer, for each chunk, for the publishing, and for giving the lease back.
 KILLS = [(step, 1) for step in STEPS if step.startswith(("begin.", "chunk.", "publish."))]
 KILLS += [("chunk.features_committed", 2), ("chunk.staged", 2)]
-KILLS += [(step, number) for step in STEPS if step.startswith("register.") for number in (1, 3)]
+KILLS += [(step, number) for step in STEPS if step.startswith("register.") for number in (1, 2, 4)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +167,9 @@ class Prepared:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("steps")
-    before = Workspace.create(folder / "before", FEW, "run.chunk_documents=2")
+    before = Workspace.create(folder / "before", FEW, "run.chunk_documents=2", SHORT_TTL)
     before.run()
-    after = Workspace.create(folder / "after", FEW, "run.chunk_documents=2")
+    after = Workspace.create(folder / "after", FEW, "run.chunk_documents=2", SHORT_TTL)
     edit(after)
     after.run()
     return Prepared(before=before, after=after)
@@ -209,7 +211,7 @@ def read_rows(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def kill_at_step(workspace: Workspace, step: str, number: int, settings: list[str]) -> None:
     """``lodestream run`` in a process that dies at the step."""
-    options = [part for setting in ("run.executor=local", *settings) for part in ("--set", setting)]
+    options = [part for setting in ("run.executor=local", SHORT_TTL, *settings) for part in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), "run", *options],
         cwd=workspace.root,

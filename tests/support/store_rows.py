@@ -121,10 +121,20 @@ def take_lease(store: FeatureStore) -> Lease:
             time.sleep(0.01)
 
 
-def begin(store: FeatureStore, *, run_id: str = "run", feature_version: str = "f1") -> Transaction:
-    """Begin a transaction of feature version ``f1``, whoever has the lease: a writer before counts as killed."""
+def begin(
+    store: FeatureStore, *, run_id: str = "run", feature_version: str = "f1", lease: Lease | None = None
+) -> Transaction:
+    """Begin a transaction of feature version ``f1``; without a lease, it is taken from whoever has it, who counts as
+    killed."""
     described: dict[str, Any] = {"run_id": run_id, "feature_version": feature_version}
-    return store.begin(lease=take_lease(store), kind="backfill", recipe={"model": "toy"}, **described)
+    return store.begin(lease=lease or take_lease(store), kind="backfill", recipe={"model": "toy"}, **described)
+
+
+def leave_unfinished(store: FeatureStore, contents: Mapping[str, Sequence[str]], *, run_id: str) -> None:
+    """Stage one chunk as a run that was killed so long ago that its lease has run out."""
+    lease = take_lease(store)
+    write(begin(store, run_id=run_id, lease=lease), contents)
+    lease.release()
 
 
 def write(
@@ -141,9 +151,12 @@ def write(
 
 def publish(store: FeatureStore, contents: Mapping[str, Sequence[str]], *, deleted: Sequence[str] = ()) -> Snapshot:
     """Write one chunk and publish it."""
-    transaction = begin(store)
+    lease = take_lease(store)
+    transaction = begin(store, lease=lease)
     write(transaction, contents, deleted=deleted)
-    return transaction.publish(checkpoint={"files": "cursor"}, run={"documents": len(contents)})
+    snapshot = transaction.publish(checkpoint={"files": "cursor"}, run={"documents": len(contents)})
+    lease.release()
+    return snapshot
 
 
 def read_contents(snapshot: Snapshot) -> dict[str, list[str]]:
