@@ -28,6 +28,7 @@ from lodestream.pipeline.config_layers import (
 from lodestream.pipeline.config_lease import LeaseConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
 from lodestream.pipeline.config_store import StoreConfig, hide_secret
+from lodestream.pipeline.config_templates import Template, write_source
 from lodestream.pipeline.config_types import Section, Size, SourceName, Text
 from lodestream.pipeline.config_upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
@@ -221,19 +222,20 @@ def list_settings(loaded: LoadedConfig) -> list[tuple[str, Any, str]]:
     return settings
 
 
-def write_initial_config(target: Path, *, source_path: str) -> None:
-    """Writes a commented ``lodestream.toml`` for one folder of documents.
+def write_initial_config(target: Path, *, source_path: str | None, template: Template = "files") -> None:
+    """Writes a commented ``lodestream.toml`` for one source.
 
     Args:
         target: the file to make, or the folder to make ``lodestream.toml`` in.
-        source_path: the documents' folder as it is to stand in the file, relative to it or absolute.
+        source_path: the documents' folder, file or address as it is to stand in the file; None takes an example.
+        template: the kind of source.
 
     Raises:
         ConfigError: the file exists already (it is left as it is), or cannot be written.
     """
     path = target / CONFIG_NAME if target.is_dir() else target
     try:
-        content = _INITIAL.replace("@PATH@", _quote_toml(source_path)).encode()
+        content = _INITIAL.replace("@SOURCE@", write_source(template, source_path)).encode()
     except UnicodeEncodeError:
         raise ConfigError(
             f"the folder's name {source_path!r} is not valid UTF-8, so it cannot stand in {CONFIG_NAME}",
@@ -332,11 +334,6 @@ def _name_origins(config: Config, origins: Mapping[tuple[str, ...], str]) -> dic
     return {".".join(path): origins.get(path, DEFAULT_ORIGIN) for path, _ in leaves}
 
 
-def _quote_toml(text: str) -> str:
-    """A TOML basic string. JSON escapes all that TOML wants escaped, but for DEL."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 _INITIAL: Final = """\
 # lodestream: which documents to read, and where their features are kept.
 # Lines that begin with "#" show the defaults. A setting can also be given for one command,
@@ -344,13 +341,7 @@ _INITIAL: Final = """\
 # or by a variable, LODESTREAM__SEGMENT__MAX_TOKENS=128. `lodestream config show` names every value's origin.
 # Relative paths are relative to this file's folder.
 
-[sources.docs]
-path = @PATH@
-# include = ["**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt", "**/*.html", "**/*.htm"]
-# exclude = []
-# encoding = "auto"                 # or what all files are in, such as "windows-1252"
-# max_document_bytes = "16MiB"      # larger files are set aside, with the reason
-
+@SOURCE@
 [store]
 uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az://..."
 # options = {}                      # aws_endpoint = "https://...", aws_region = "..."; secrets: AWS_ACCESS_KEY_ID, ...

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from lodestream.pipeline.config_types import Section, Text
 
 _SECRET_WORDS: Final = ("secret", "password", "token", "key", "signature", "sas")
+
+_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
+_PASSWORD_SETTING: Final = re.compile(r"(\bpassword\s*=\s*)[^\s&]+")
 
 
 class StoreConfig(Section):
@@ -24,6 +28,9 @@ class StoreConfig(Section):
 
 
 def hide_secret(name: str, value: object) -> object:
-    """``value`` as it may be shown: that of a store's option whose name speaks of a secret is hidden."""
-    is_secret = name.startswith("store.options.") and any(word in name.lower() for word in _SECRET_WORDS)
-    return "***" if is_secret else value
+    """``value`` as it may be shown: passwords in addresses, and options whose name speaks of a secret, are hidden."""
+    if ".options." in name and any(word in name.lower() for word in _SECRET_WORDS):
+        return "***"
+    if name.endswith((".url", ".uri")) and isinstance(value, str):
+        return _PASSWORD_SETTING.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", value))
+    return value

@@ -27,6 +27,7 @@ from lodestream.pipeline.cli.options import (
 )
 from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
+from lodestream.pipeline.config_templates import FOLDERS, Template
 from lodestream.pipeline.process import set_process_defaults
 
 INTERRUPTED = 130
@@ -58,7 +59,8 @@ def show_version(
 
 @app.command()
 def init(
-    path: Annotated[str, typer.Argument(help="Folder with the documents.")] = ".",
+    path: Annotated[str | None, typer.Argument(help="Folder, file or address of the documents.")] = None,
+    template: Annotated[Template, typer.Option(help="Kind of source.")] = "files",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -67,12 +69,12 @@ def init(
     from lodestream.pipeline.config import write_initial_config
 
     note_flags(as_json=as_json, debug=debug)
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = Path(path or ".").expanduser()
+    if template in FOLDERS and not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise ConfigError(f"{path} {what}", "give the folder that holds your documents: lodestream init PATH")
     target = Path.cwd()
-    write_initial_config(target, source_path=path)
+    write_initial_config(target, source_path=path, template=template)
     written = str(target / "lodestream.toml")
     if as_json:
         output.print_json({"written": written, "next": ["lodestream check", "lodestream run"]})
