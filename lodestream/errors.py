@@ -23,6 +23,7 @@
     |   |-- LeaseHeld               (Transient) another writer is at work                    exit 4
     |   `-- LeaseLost               (Terminal) another writer took over: stop                exit 4
     |-- ExecutorError               Ray is not installed, cannot start or has too few CPUs   exit 1
+    |-- KernelUnavailable           tensors on a GPU, but no triton to compute with          exit 1
     `-- NotFoundError               no document or snapshot of that name                     exit 1
 
 ``Transient`` and ``Terminal`` are all that decides whether something is tried again.
@@ -193,6 +194,10 @@ class LeaseLost(Terminal, LeaseError):
 
 class ExecutorError(LodestreamError):
     """Ray is not installed, cannot be started or reached, or has too few logical CPUs for the dataflow."""
+
+
+class KernelUnavailable(LodestreamError):
+    """A kernel for the device that the tensors are on cannot be had."""
 
 
 class NotFoundError(LodestreamError):

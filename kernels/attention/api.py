@@ -6,10 +6,12 @@ T packed tokens, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 
 import torch
 
+from lodestream.errors import KernelUnavailable
 from lodestream.kernels.attention import cpu
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import SampledError, correct_rows
@@ -58,7 +60,7 @@ def attend(
         cells: of ``summarise_cells``; what stands in for what the mask drops. None to leave it out.
         scale: factor of the logits, 1 / sqrt(D) where None.
         correction_step: one exact query in so many, which corrects its neighbours; None for none.
-        with_lse: whether the log-sum-exp is wanted; on a CPU it is extra work.
+        with_lse: whether the log-sum-exp is wanted; on a CPU it is extra work, on a GPU it is there anyway.
 
     Guarantees: the result of a segment does not depend on what shares its batch or on the order of the batch; the same
     input gives the same bits; on a GPU nothing waits for the device.
@@ -70,15 +72,28 @@ def attend(
 
     Raises:
         ValueError: shapes, dtypes or head dim do not fit.
+        KernelUnavailable: tensors on a GPU, but no triton.
     """
     _check(q_THD, k_THD, v_THD, mask)
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     cells = None if mask.window is not None else cells
-    out_THD, lse_TH = cpu.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale, with_lse=with_lse)
+    if q_THD.device.type == "cpu":
+        out_THD, lse_TH = cpu.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale, with_lse=with_lse)
+    else:
+        out_THD, lse_TH = _import_fused().attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
     error = None
     if correction_step is not None and mask.window is None:
         error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=correction_step, scale=scale)
     return Attended(out_THD=out_THD, lse_TH=lse_TH, error=error)
+
+
+def _import_fused() -> ModuleType:
+    """The Triton form; triton is there for Linux only, and not needed on a CPU."""
+    try:
+        from lodestream.kernels.attention import fused
+    except ImportError as error:
+        raise KernelUnavailable(f"attention on a GPU needs triton ({error})", "pip install 'lodestream[gpu]'") from None
+    return fused
 
 
 def _check(q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, mask: BlockMask) -> None:

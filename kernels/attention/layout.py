@@ -118,7 +118,7 @@ def plan_blocks(lengths: Sequence[int], *, query_block: int = 128) -> BlockLayou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMask:
-    """Which key blocks each row of each head reads exactly.
+    """Which key blocks each row of each head reads exactly. ``make_mask`` makes one; its tensors are contiguous.
 
     Attributes:
         layout: the batch.
@@ -148,6 +148,7 @@ class BlockMask:
 
 def make_mask(layout: BlockLayout, keep_HP: torch.Tensor, *, window: int | None = None) -> BlockMask:
     """The mask of the pairs in ``keep_HP`` (bool [H, P]), with its lists. Each row must keep a block."""
+    keep_HP = keep_HP.contiguous()
     counts, orders = [], []
     for segment in layout.segments:
         keep = keep_HP[:, segment.pairs].view(-1, segment.num_rows, segment.num_blocks)

@@ -129,8 +129,8 @@ def _budget(
 
     A float32 product of D terms is off by about sqrt(head_dim) roundings of its largest part, which moves a
     weight by that share of itself; the sum over keys adds sqrt(num_tokens) roundings. In half precision the means, the
-    slope and the weights of the softmax are rounded, and the result is. Four times what is expected, for the largest of
-    many.
+    slope and the weights of the softmax are rounded, and the result is. All of them at their largest, which leaves room
+    for the largest of many.
     """
     unit32, unit = 2.0**-24, torch.finfo(dtype).eps / 2
     num_tokens, head_dim = q.shape
@@ -140,7 +140,7 @@ def _budget(
         logit_error += unit * largest / (1 if rounds_logits else math.sqrt(CELL))
         relative += 3 * unit
     relative += 2 * logit_error
-    return 4 * relative * float(v.abs().max()), 4 * (logit_error + unit32 * max(largest, math.log(num_tokens)))
+    return relative * float(v.abs().max()), 2 * (logit_error + unit32 * max(largest, math.log(num_tokens)))
 
 
 def _join(parts: Sequence[torch.Tensor], layout: BlockLayout) -> torch.Tensor:
