@@ -17,7 +17,7 @@ unexport LODESTREAM_STREAMS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench clean
+.PHONY: help install demo test lint types bench chaos clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ types: install ## types alone
 
 bench: install ## every benchmark, one after the other; results go to docs/bench
 	@set -e; for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
+
+chaos: install ## writers killed and stopped for half an hour over every back-end; results go to docs/bench/chaos.jsonl
+	@$(BIN)/python -m tests.fault.chaos
 
 clean: ## remove what was built and cached, .venv included
 	rm -rf $(VENV) build dist .demo .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

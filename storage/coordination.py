@@ -175,7 +175,7 @@ def _read_object(location: Location, name: str) -> bytes | None:
 
         try:
             return bytes(obstore.get(location.open_objects(), name).bytes())
-        except NotFoundError as error:
+        except (NotFoundError, FileNotFoundError) as error:  # obstore raises either
             if "NoSuchBucket" in str(error):
                 raise
             return None

@@ -120,6 +120,7 @@ class PostgresBackend:
                 connect_timeout=max(2, math.ceil(self._timeout_s)),
                 tcp_user_timeout=limit_ms,
                 application_name="lodestream",
+                prepare_threshold=None,  # poolers hand a session from one client to the next
                 options=f"-c statement_timeout={limit_ms} -c synchronous_commit=on",
             )
         except psycopg.OperationalError as error:

@@ -58,7 +58,7 @@ def record(
         "num_values": len(values),
         "config": dict(config or {}),
         "versions": {package: version for package in VERSIONS_OF if (version := _version(package))},
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -129,7 +129,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that was measured, marked where files differ from it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,

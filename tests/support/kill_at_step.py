@@ -13,8 +13,8 @@ from lodestream.pipeline.cli.app import main
 from lodestream.storage import steps
 
 
-def kill_at(wanted: str, occurrence: int) -> None:
-    """From now on the process dies at its ``occurrence``-th pass of ``wanted``."""
+def kill_at(wanted: str, occurrence: int, sent: signal.Signals = signal.SIGKILL) -> None:
+    """From now on the process dies (or stops, if ``sent`` is SIGSTOP) at its ``occurrence``-th pass of ``wanted``."""
     if wanted not in steps.STEPS:
         sys.exit(f"there is no step {wanted}")
     left = occurrence
@@ -22,8 +22,8 @@ def kill_at(wanted: str, occurrence: int) -> None:
     def reach(step: str) -> None:
         nonlocal left
         left -= step == wanted
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == wanted and left == 0:
+            os.kill(os.getpid(), sent)
 
     steps.reach = reach
 

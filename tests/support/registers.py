@@ -19,7 +19,7 @@ KINDS: tuple[RegisterKind, ...] = ("local", *REMOTE_KINDS)
 WRITE_MARKS: dict[RegisterKind, bytes] = {
     "object": b"PUT /",
     "etcd": b"/kv/txn",
-    "postgres": b"lodestream_registers",
+    "postgres": b"update lodestream_registers",
     "redis": b"EVAL",
 }
 """What the request of a swap contains."""
@@ -41,8 +41,8 @@ class RegisterPlace:
 
     def through(self, port: int) -> RegisterPlace:
         """The same register behind another port."""
-        moved = {key: _change_port(value, port) if "endpoint" in key else value for key, value in self.storage.items()}
-        url = self.url if self.kind == "object" else _change_port(self.url, port)
+        moved = {key: change_port(value, port) if "endpoint" in key else value for key, value in self.storage.items()}
+        url = self.url if self.kind == "object" else change_port(self.url, port)
         return RegisterPlace(kind=self.kind, url=url, name=self.name, storage=moved)
 
 
@@ -65,7 +65,8 @@ def find_server(request: pytest.FixtureRequest, name: str) -> Server:
     return server
 
 
-def _change_port(url: str, port: int) -> str:
+def change_port(url: str, port: int) -> str:
+    """``url`` with another port."""
     head, _, tail = url.rpartition(":")
     path = "/" + tail.partition("/")[2] if "/" in tail else ""
     return f"{head}:{port}{path}"
