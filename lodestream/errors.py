@@ -24,6 +24,7 @@
     |   `-- LeaseLost               (Terminal) another writer took over: stop                exit 4
     |-- ExecutorError               Ray is not installed, cannot start or has too few CPUs   exit 1
     |-- KernelUnavailable           tensors on a GPU, but no triton to compute with          exit 1
+    |-- ScheduleStopped             too many refreshes in a row failed                     exit 1
     `-- NotFoundError               no document or snapshot of that name                     exit 1
 
 ``Transient`` and ``Terminal`` are all that decides whether something is tried again.
@@ -198,6 +199,10 @@ class ExecutorError(LodestreamError):
 
 class KernelUnavailable(LodestreamError):
     """A kernel for the device that the tensors are on cannot be had."""
+
+
+class ScheduleStopped(LodestreamError):
+    """So many refreshes in a row failed that going on would only hide it."""
 
 
 class NotFoundError(LodestreamError):

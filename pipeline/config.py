@@ -29,7 +29,7 @@ from lodestream.pipeline.config_lease import LeaseConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
 from lodestream.pipeline.config_store import StoreConfig, hide_secret
 from lodestream.pipeline.config_templates import Template, write_source
-from lodestream.pipeline.config_types import Section, Size, SourceName, Text
+from lodestream.pipeline.config_types import Duration, Section, Size, SourceName, Text
 from lodestream.pipeline.config_upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
 from lodestream.storage.location import Location
@@ -90,8 +90,7 @@ class RunConfig(Section):
     """How a run is carried out.
 
     ``executor``               ``auto`` takes Ray where an address is configured or the input is large
-    ``chunk_documents``        documents that a backfill commits together; an interrupted run loses at most one chunk
-    ``refresh_chunk_documents``  the same in a refresh
+    ``chunk_documents``        documents that are committed together at most; an interrupted run loses at most one chunk
     ``chunk_bytes``            bytes of text after which a chunk ends early: 4 MiB are about a minute of work for two
                                cores; to commit a chunk costs about a tenth of a second
     ``max_quarantined_share``  a run in which more documents than this share fail publishes nothing
@@ -101,11 +100,16 @@ class RunConfig(Section):
 
     executor: Literal["auto", "local", "ray"] = "auto"
     chunk_documents: int = Field(default=1024, ge=1)
-    refresh_chunk_documents: int = Field(default=128, ge=1)
     chunk_bytes: Size = 4 * MIB
     max_quarantined_share: float = Field(default=0.5, ge=0, le=1)
     ray_address: str = ""
     ray_workers: int = Field(default=0, ge=0)
+
+
+class RefreshConfig(Section):
+    """``freshness_target``: how old what is published may be before ``status`` calls it degraded; 0 declares none."""
+
+    freshness_target: Duration = 0.0
 
 
 class Config(Section):
@@ -118,6 +122,7 @@ class Config(Section):
     segment: SegmentConfig = SegmentConfig()
     density: DensityConfig = DensityConfig()
     run: RunConfig = RunConfig()
+    refresh: RefreshConfig = RefreshConfig()
     upkeep: UpkeepConfig = UpkeepConfig()
 
 
@@ -368,6 +373,9 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 # executor = "auto"                 # or "local", "ray"
 # chunk_bytes = "4MiB"              # committed together: what an interrupted run loses at most
 # max_quarantined_share = 0.5       # a run in which more documents fail publishes nothing
+
+[refresh]
+# freshness_target = "0s"           # such as "10m": what is older than that is called degraded; 0 declares no target
 
 [upkeep]
 # max_small_files = 32              # a table with more has its files merged at the end of a run

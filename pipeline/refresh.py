@@ -8,7 +8,6 @@ torch nor Ray and writes no table.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +17,8 @@ from lodestream.errors import CommitConflict, QuarantineShareExceeded
 from lodestream.pipeline.changes import PlannedRead, Survey, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
-from lodestream.pipeline.report import RunReport
+from lodestream.pipeline.report import RunReport, name_run
+from lodestream.pipeline.run_log import append_entry
 from lodestream.pipeline.session import read_published
 from lodestream.pipeline.stages import Reading
 from lodestream.pipeline.states import StoredStates, find_documents
@@ -50,7 +50,7 @@ def run(
             run.
     """
     started = time.perf_counter()
-    run_id = _name_run()
+    run_id = name_run()
     note = show_note or (lambda _: None)
     location = loaded.store_location
     with ExitStack() as held:
@@ -201,14 +201,11 @@ def _publish(plan: RunPlan, transaction: Transaction, report: RunReport, started
     now = datetime.now(UTC)
     report.end(now)
     report.seconds = time.perf_counter() - started
+    summary = report.summarise() | {"ended_at": now.isoformat()}
+    before = plan.pointer.run if plan.pointer else {}
     snapshot = transaction.publish(
         checkpoint={survey.name: survey.checkpoint() for survey in plan.surveys},
-        run=report.summarise() | {"ended_at": now.isoformat()},
+        run=summary | {"recent": append_entry(before, summary)},
     )
     report.snapshot_after = snapshot.sequence
     report.seconds = time.perf_counter() - started
-
-
-def _name_run() -> str:
-    """Sortable by time, unique across machines."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import Survey
 from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
+
+
+def name_run() -> str:
+    """A run's name: it begins with the time, and no other run has it."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def read_run_start(run_id: str) -> datetime | None:
+    """When a run began, in whole seconds; None for names that name_run did not make."""
+    try:
+        return datetime.strptime(run_id.split("-", maxsplit=1)[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 @dataclass(slots=True, kw_only=True)

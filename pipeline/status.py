@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from lodestream.errors import StoreNotFound
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.durations import format_duration
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 
 Health = Literal["healthy", "degraded", "empty"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLag:
+    """How far what is published lies behind one source.
+
+    ``lag_s``  since the time up to which the source was proven complete; where it has no such time, since the last run
+    """
+
+    name: str
+    mode: str
+    cursor: dict[str, Any]
+    watermark: str | None
+    held_back_s: float
+    num_future: int
+    num_swept: int
+    lag_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The lag as JSON values."""
+        return {
+            "name": self.name,
+            "mode": self.mode,
+            "cursor": self.cursor,
+            "watermark": self.watermark,
+            "lag_seconds": self.lag_s,
+            "held_back_seconds": self.held_back_s,
+            "rows_in_the_future": self.num_future,
+            "rows_the_sweep_found": self.num_swept,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +56,8 @@ class Status:
     store: str
     pointer: PointerRecord | None
     lease: LeaseRecord | None = None
+    sources: tuple[SourceLag, ...] = ()
+    freshness_target_s: float = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +81,14 @@ class Status:
             "staged": None
             if staged is None
             else {"run_id": staged.run_id, "num_chunks": staged.num_chunks, "staged_at": staged.staged_at.isoformat()},
-            "last_run": pointer.run or None,
+            "sources": [source.as_dict() for source in self.sources],
+            "freshness": {
+                "target_seconds": self.freshness_target_s or None,
+                "lag_seconds": max((source.lag_s for source in self.sources), default=None),
+            },
+            "quarantined": _count_quarantined(pointer),
+            "last_run": {name: value for name, value in pointer.run.items() if name != "recent"} or None,
+            "recent_runs": pointer.run.get("recent", []),
         }
 
 
@@ -62,9 +103,34 @@ def read_status(loaded: LoadedConfig) -> Status:
         pointer, _ = read_pointer(loaded.store_location)
     except StoreNotFound:
         return Status(health="empty", reason="nothing was run yet; next: lodestream run", store=store, pointer=None)
-    health, reason = _judge(pointer)
+    sources = tuple(_measure_lag(pointer, datetime.now(UTC)))
+    target_s = loaded.config.refresh.freshness_target
+    health, reason = _judge(pointer, sources, target_s)
     lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
-    return Status(health=health, reason=reason, store=store, pointer=pointer, lease=lease[0] if lease else None)
+    return Status(
+        health=health,
+        reason=reason,
+        store=store,
+        pointer=pointer,
+        lease=lease[0] if lease else None,
+        sources=sources,
+        freshness_target_s=target_s,
+    )
+
+
+def _measure_lag(pointer: PointerRecord, now: datetime) -> Iterator[SourceLag]:
+    for name, seen in pointer.checkpoint.items():
+        since = datetime.fromisoformat(seen["watermark"]) if seen["watermark"] else pointer.checked_at or now
+        yield SourceLag(
+            name=name,
+            mode=seen["mode"],
+            cursor=seen["cursor"],
+            watermark=seen["watermark"],
+            held_back_s=seen["held_back_s"],
+            num_future=seen["num_future"],
+            num_swept=seen["num_swept"],
+            lag_s=round((now - since).total_seconds(), 1),
+        )
 
 
 def _describe_lease(lease: LeaseRecord | None) -> dict[str, Any] | None:
@@ -75,18 +141,28 @@ def _describe_lease(lease: LeaseRecord | None) -> dict[str, Any] | None:
     return {"holder": lease.holder, "epoch": lease.epoch, "held": not lease.released, "held_seconds": held_s}
 
 
-def _judge(pointer: PointerRecord) -> tuple[Health, str]:
+def _judge(pointer: PointerRecord, sources: Sequence[SourceLag], target_s: float) -> tuple[Health, str]:
     staged = pointer.staged
     unfinished = f"a run (begun by {staged.run_id}) is under way or was interrupted" if staged else ""
     if not pointer.sequence:
         return "empty", f"nothing is published yet{'; ' + unfinished if unfinished else ''}; next: lodestream run"
-    quarantined = int(pointer.run.get("documents", {}).get("quarantined", 0))
+    slowest = max(sources, key=lambda source: source.lag_s, default=None)
+    if target_s and slowest is not None and slowest.lag_s > target_s:
+        return "degraded", (
+            f"{slowest.name} lags by {slowest.lag_s:.0f}s, more than refresh.freshness_target = "
+            f"{format_duration(target_s)}; next: lodestream refresh, and see that its schedule runs"
+        )
+    quarantined = _count_quarantined(pointer)
     if quarantined:
         are = "document is" if quarantined == 1 else "documents are"
-        return "degraded", f"{quarantined} {are} in quarantine; next: lodestream run prints the reasons"
+        return "degraded", f"{quarantined} {are} in quarantine; next: lodestream quarantine list"
     if unfinished:
         return "degraded", f"{unfinished}; next: lodestream run continues it"
     return "healthy", "the last run published or found nothing to do"
+
+
+def _count_quarantined(pointer: PointerRecord) -> int:
+    return int(pointer.run.get("documents", {}).get("quarantined", 0))
 
 
 def _describe_snapshot(pointer: PointerRecord) -> dict[str, Any] | None:

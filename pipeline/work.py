@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -23,6 +23,11 @@ from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, S
 from lodestream.pipeline.states import build_state_rows, find_rows
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema, row_key
 from lodestream.storage.store import Snapshot, Transaction
+
+MIN_CHUNKS: Final = 8
+MIN_CHUNK_DOCUMENTS: Final = 128
+"""A run is cut into about eight chunks where each still has so many documents: a commit costs as much as encoding a few
+documents, and a kill should not cost half of a burst."""
 
 ShowProgress = Callable[[Progress], None]
 """Called after every micro-batch."""
@@ -86,8 +91,7 @@ class ChunkWriter:
         self._note(f"executor {kind}: {why}; {self._report.backend}, {threads} threads")
         executor = make_executor(kind, self._featurizer, config, self._reading, num_threads=num_threads)
         meter = _Meter(len(reads), total_bytes, self._show_progress)
-        is_backfill = self._report.kind == "backfill"
-        max_documents = config.chunk_documents if is_backfill else config.refresh_chunk_documents
+        max_documents = min(config.chunk_documents, max(MIN_CHUNK_DOCUMENTS, len(reads) // MIN_CHUNKS))
         size = {"max_documents": max_documents, "max_bytes": config.chunk_bytes}
         try:
             for chunk in cut_chunks(reads, **{name: limit * executor.num_workers for name, limit in size.items()}):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from lodestream.errors import LeaseHeld, LodestreamError
+from lodestream.errors import LodestreamError
 from lodestream.pipeline.cli import output
 from lodestream.pipeline.cli.options import (
     ConfigFile,
@@ -25,6 +25,10 @@ from lodestream.pipeline.cli.options import (
     note_flags,
     open_library,
 )
+from lodestream.pipeline.cli.plan import add_plan_verbs
+from lodestream.pipeline.cli.quarantine import add_quarantine_verbs
+from lodestream.pipeline.cli.refresh import add_run_verbs
+from lodestream.pipeline.cli.status import add_status_verb
 from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
 from lodestream.pipeline.config_templates import FOLDERS, Template
@@ -42,6 +46,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+add_run_verbs(app)
+add_plan_verbs(app)
+add_status_verb(app)
+add_quarantine_verbs(app)
 add_store_verbs(app)
 add_upkeep_verbs(app)
 
@@ -102,74 +110,6 @@ def check(config: ConfigFile = None, overrides: Overrides = None, as_json: Json 
     if as_json:
         output.print_json({"ok": not failed, "checks": [result.as_dict() for result in results]})
     raise typer.Exit(1 if failed else 0)
-
-
-AllowMassDelete = Annotated[
-    bool, typer.Option("--allow-mass-delete", help="Delete even where most documents vanished from the source.")
-]
-
-
-@app.command()
-def run(
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    allow_mass_delete: AllowMassDelete = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Compute the features of all new and changed documents and publish them."""
-    _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
-
-
-@app.command()
-def refresh(
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    allow_mass_delete: AllowMassDelete = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """The same as run; where another run is at work already, it is left to it."""
-    try:
-        _run(config, overrides, allow_mass_delete=allow_mass_delete, as_json=as_json, debug=debug)
-    except LeaseHeld as error:
-        _show_skipped(error, as_json=as_json)
-
-
-def _show_skipped(held: LeaseHeld, *, as_json: bool) -> None:
-    if as_json:
-        output.print_json({"skipped": True, **held.as_dict()}, compact=True)
-    else:
-        typer.echo(f"refresh skipped: {output.show_line(held.message)}")
-
-
-def _run(
-    config: Path | None, overrides: list[str] | None, *, allow_mass_delete: bool, as_json: bool, debug: bool
-) -> None:
-    note_flags(as_json=as_json, debug=debug)
-    loaded = load(config, overrides)
-    from lodestream.pipeline import refresh as refresher
-
-    progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
-    try:
-        report = refresher.run(
-            loaded, allow_mass_delete=allow_mass_delete, show_progress=progress, show_note=output.tell
-        )
-    finally:
-        progress.close()
-    if as_json:
-        output.print_json(report.as_dict(), compact=True)
-        return
-    for warning in report.warnings[:10]:
-        output.tell(f"warning: {output.show_line(warning)}")
-    for item in report.quarantined[:10]:
-        output.tell(f"quarantined: {output.show_line(item['doc_id'])}: {output.show_line(item['reason'])}")
-    if len(report.quarantined) > 10:
-        output.tell(f"... and {len(report.quarantined) - 10} more in quarantine (--json lists all)")
-    shares = output.stage_shares(report)
-    if shares:
-        output.tell(shares)
-    typer.echo(output.summarise_run(report))
 
 
 @app.command()
@@ -252,49 +192,6 @@ def export(
         output.print_json(values)
     else:
         typer.echo(f"wrote {num_rows} rows of snapshot {library.snapshot.sequence} to {path}")
-
-
-@app.command()
-def status(config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """One word on the store's health, its snapshot and its last run. Exit code 3 unless healthy."""
-    from lodestream.pipeline.status import read_status
-
-    note_flags(as_json=as_json, debug=debug)
-    found = read_status(load(config, overrides))
-    if as_json:
-        output.print_json(found.as_dict())
-    else:
-        for line in _describe_status(found.as_dict()):
-            typer.echo(line)
-    raise typer.Exit(found.exit_code)
-
-
-def _describe_status(values: dict[str, Any]) -> list[str]:
-    lines = [f"{values['health']}: {values['reason']}", f"store      {values['store']}"]
-    snapshot = values.get("snapshot")
-    if snapshot:
-        age = output.format_seconds(snapshot["age_seconds"])
-        lines.append(f"snapshot   {snapshot['sequence']}, published {age} ago by {snapshot['run_id']}")
-        lines.append(f"features   {values['feature_version']} ({_describe_recipe(values['recipe'])})")
-    lease = values.get("lease")
-    if lease and lease["held"]:
-        held = output.format_seconds(lease["held_seconds"])
-        lines.append(f"lease      {lease['holder']}, epoch {lease['epoch']}, for about {held}")
-    elif lease:
-        lines.append(f"lease      free (epoch {lease['epoch']})")
-    last = values.get("last_run")
-    if last:
-        documents, segments = last["documents"], last["segments"]
-        others = [f"{number} {name}" for name, number in documents.items() if number and name != "seen"]
-        tally = ", ".join([f"{documents['seen']} seen", *others])
-        lines.append(f"last run   {last['run_id']}: {last['seconds']:.1f}s, {tally}")
-        lines.append(f"           {segments['encoded']} of {segments['total']} segments encoded, {last['backend']}")
-    return lines
-
-
-def _describe_recipe(recipe: dict[str, Any]) -> str:
-    model = Path(str(recipe["model"])).name
-    return f"{model}, {recipe['dim']} wide, {recipe['precision']}, segments <= {recipe['segment']['max_tokens']} tokens"
 
 
 @config_app.command("show")

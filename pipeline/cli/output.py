@@ -6,6 +6,8 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def summarise_run(report: RunReport) -> str:
     values = report.as_dict()
     documents, segments, tokens = values["documents"], values["segments"], values["tokens"]
     parts = [f"{documents['seen']} seen"]
-    parts += [f"{documents[name]} {name}" for name in ("new", "changed", "deleted", "same", "quarantined")]
+    parts += [f"{documents[name]} {name}" for name in ("changed", "new", "moved", "deleted", "same", "quarantined")]
     if documents["resumed"]:
         parts.append(f"{documents['resumed']} resumed")
     share = _percent(tokens["encoded"], tokens["total"])
@@ -49,10 +51,22 @@ def summarise_run(report: RunReport) -> str:
     encoded = f"{segments['encoded']} of {segments['total']} segments encoded"
     if segments["total"]:
         encoded += f" ({share} of tokens, {_percent(tokens['base'], tokens['total'])} base)"
+    lag = "" if report.lag_s is None else f" | lag {format_seconds(report.lag_s)}"
+    cursors = "".join(f" | {show_cursor(name, source)}" for name, source in values["sources"].items())
     return (
         f"{report.kind} {report.run_id} done in {report.seconds:.1f}s: {', '.join(parts)} | {encoded} | "
-        f"snapshot {before} -> {report.snapshot_after}"
+        f"snapshot {before} -> {report.snapshot_after}{lag}{cursors}"
     )
+
+
+def show_cursor(name: str, source: Mapping[str, Any]) -> str:
+    """How far a source was read: the time up to which it is proven complete, and what holds that back."""
+    watermark = source["watermark"]
+    held_back = f" (held back {source['held_back_s']:.1f}s)" if source["held_back_s"] else ""
+    if watermark is None:
+        return f"cursor {name} {source['mode']}{held_back}"
+    moment = datetime.fromisoformat(watermark).astimezone(UTC)
+    return f"cursor {name} {moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z{held_back}"
 
 
 def stage_shares(report: RunReport) -> str:

@@ -62,6 +62,8 @@ class FilesFolder:
         self._prefix = f"{name}/" if prefix_ids else ""
         self._include = pathspec.PathSpec.from_lines("gitignore", config.include)
         self._exclude = pathspec.PathSpec.from_lines("gitignore", config.exclude)
+        self._patterns = hashlib.sha256(repr((config.include, config.exclude)).encode()).hexdigest()[:16]
+        self._readings: dict[str, str] = {}
 
     def incarnation(self) -> str:
         """The folder itself: another folder under the same name has another inode."""
@@ -69,7 +71,8 @@ class FilesFolder:
         return f"folder:{self._root}:{self._root.stat().st_ino}"
 
     def changes(self, since: Cursor | None, known: KnownStates, *, retry: Collection[str] = ()) -> SourceChanges:
-        """See ``Source.changes``. The cursor says nothing: every listing is complete.
+        """See ``Source.changes``. Every listing is complete; the cursor says by which patterns files were chosen, so
+        that known files need not be matched again.
 
         Raises:
             SourceContract: the path does not exist or is no folder.
@@ -82,7 +85,8 @@ class FilesFolder:
         listed = set()
         upserts = []
         num_future = 0
-        for path, doc_id, info in self._list(warnings):
+        chosen = states if since is not None and since.get("patterns") == self._patterns else {}
+        for path, doc_id, info in self._list(warnings, chosen=chosen):
             listed.add(doc_id)
             state = read_state(info, reading=self._reading_of(doc_id))
             num_future += info.st_mtime_ns > latest_ns
@@ -93,6 +97,7 @@ class FilesFolder:
             upserts=sorted(upserts, key=lambda candidate: candidate.doc_id),
             num_seen=len(listed),
             listed=frozenset(listed),
+            cursor={"patterns": self._patterns},
             observations=Observations(watermark=began, num_future=num_future, warnings=tuple(warnings)),
         )
 
@@ -112,15 +117,21 @@ class FilesFolder:
             return SourceCheck(level="warn", detail=detail, fix="mend or exclude them", size_bytes=sum(sizes))
         return SourceCheck(level="pass", detail=detail, size_bytes=sum(sizes))
 
-    def _list(self, warnings: list[str]) -> Iterator[tuple[bytes, str, os.stat_result]]:
+    def _list(
+        self, warnings: list[str], *, chosen: Collection[str] = ()
+    ) -> Iterator[tuple[bytes, str, os.stat_result]]:
+        """Path, doc_id and status of the files that the patterns choose; ``chosen`` are known to be such."""
         self._require_folder()
-        root = os.fsencode(self._root)
+        root = os.path.join(os.fsencode(self._root), b"")
         walk = walk_folder(root, follow_symlinks=self._config.follow_symlinks, warnings=warnings)
         for path, info in walk:
-            relative = os.path.relpath(path, root)
-            pattern_name = relative.decode("utf-8", "backslashreplace")
-            if self._include.match_file(pattern_name) and not self._exclude.match_file(pattern_name):
-                yield path, self._prefix + _name_document(relative), info
+            relative = path[len(root) :]
+            doc_id = self._prefix + _name_document(relative)
+            if doc_id in chosen or self._is_chosen(show_path(relative)):
+                yield path, doc_id, info
+
+    def _is_chosen(self, name: str) -> bool:
+        return self._include.match_file(name) and not self._exclude.match_file(name)
 
     def _make_candidate(self, path: bytes, doc_id: str, info: os.stat_result) -> Candidate:
         return Candidate(
@@ -133,7 +144,10 @@ class FilesFolder:
         )
 
     def _reading_of(self, doc_id: str) -> str:
-        return reading_version(format_of(doc_id), self._config.encoding)
+        suffix = os.path.splitext(doc_id)[1]
+        if suffix not in self._readings:
+            self._readings[suffix] = reading_version(format_of(doc_id), self._config.encoding)
+        return self._readings[suffix]
 
     def _require_folder(self) -> None:
         if not self._root.is_dir():

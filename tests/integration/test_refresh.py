@@ -257,7 +257,7 @@ def test_burst_is_cut_into_commits_and_a_killed_refresh_loses_one(
 ) -> None:
     for number in range(30):
         workspace.write(f"burst/{number:02}.md", f"Note {number} on the tides of the coast.\n")
-    workspace = replace(workspace, settings=(*workspace.settings, "run.refresh_chunk_documents=10"))
+    workspace = replace(workspace, settings=(*workspace.settings, "run.chunk_documents=10"))
     staged: list[str] = []
 
     def reach(step: str) -> None:
@@ -283,7 +283,7 @@ def test_documents_that_change_after_a_kill_are_computed_again(
     for name in ("a.md", "b.md", "c.md"):
         workspace.write(name, f"First version of {name}.\n")
     (workspace.docs / NAMES[0]).rename(workspace.docs / "moved.rst")
-    workspace = replace(workspace, settings=(*workspace.settings, "run.refresh_chunk_documents=2"))
+    workspace = replace(workspace, settings=(*workspace.settings, "run.chunk_documents=2"))
 
     def reach(step: str) -> None:
         if step == "publish.synced":

@@ -266,7 +266,7 @@ def test_no_utf8(tmp_path: Path) -> None:
         ("[sources.b]\npath='x'\ninclude = ['x', 1]", "5: sources.b.include[1] must be text in quotes, not 1"),
         ("[sources.b]\n", "3: sources.b.path is missing"),
         ("[sources.B]\npath = 'x'", "3: sources.B: a source's name"),
-        ("[sources.b]\npath = 'x'\nkind = 'sql'", "5: sources.b.kind must be one of 'files', 'objects', "),
+        ("[sources.b]\npath = 'x'\nkind = 'sql'", "5: sources.b.kind must be one of 'files', "),
         ("[lease]\nbackend = 'etcd'", "3: lease.url is missing: the address of the server for backend 'etcd'"),
         ("[lease]\nbackend='etcd'\nurl = 'redis://h'", "3: lease.url is one of backend 'redis', not 'etcd'"),
         ("[lease]\nurl = 'ftp://h'", "3: lease.url: no register is known for ftp://; use a path, or one of: "),

@@ -245,3 +245,16 @@ def test_candidates_carry_what_a_state_is_compared_with(folder: Path) -> None:
     info = (folder / "a.md").stat()
     assert candidate.state == replace(candidate.state, size_bytes=info.st_size, object_id=str(info.st_ino))
     assert candidate.state.mtime_ns == OLD_S * 10**9
+
+
+def test_other_patterns_choose_among_known_files_too(folder: Path) -> None:
+    wide = open_folder(folder)
+    first = wide.changes(None, Known())
+    known = remember(wide)
+    assert wide.changes(first.cursor, known).listed == {"a.md", "b.txt", "deep/c.rst"}
+    narrow = open_folder(folder, include=["**/*.md", "**/*.rst"], exclude=["deep/"])
+    assert narrow.changes(first.cursor, known).listed == {"a.md"}
+
+
+def test_folder_at_the_root_of_a_path_with_a_slash(folder: Path) -> None:
+    assert open_folder(Path(f"{folder}/")).changes(None, Known()).listed == {"a.md", "b.txt", "deep/c.rst"}
