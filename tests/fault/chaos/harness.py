@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lodestream.storage.steps import STEPS
-from tests.fault.chaos import reader, worker
+from tests.fault.chaos import preload, reader, worker
 from tests.fault.chaos.setup import ChaosSetup, Events, read_events
 from tests.fault.chaos.verdict import ChaosReport, judge
 from tests.support.servers import Server
@@ -73,7 +73,7 @@ class ChaosRun:
         # Workers are forked from a server that has imported everything and done nothing: they start at once, and none
         # inherits Lance's threads.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([worker.__name__, reader.__name__])
+        self._context.set_forkserver_preload([preload.__name__])
         self.num_kills = self.num_stops = self.num_restarts = 0
 
     def run(self) -> ChaosReport:
