@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -45,7 +45,7 @@ def attend(
     cells: CellSummary | None = None,
     *,
     scale: float | None = None,
-    correction_step: int | None = None,
+    correction_step: int | Literal["by length"] | None = None,
     with_lse: bool = False,
 ) -> Attended:
     """Attention of each token to the tokens of its segment, exact where the mask keeps, summed up elsewhere.
@@ -59,7 +59,8 @@ def attend(
         mask: what is exact. With a window, nothing stands in for the rest.
         cells: of ``summarise_cells``; what stands in for what the mask drops. None to leave it out.
         scale: factor of the logits, 1 / sqrt(D) where None.
-        correction_step: one exact query in so many, which corrects its neighbours; None for none.
+        correction_step: one exact query in so many, which corrects its neighbours; "by length" as
+            ``correction.choose_step`` says, None for none.
         with_lse: whether the log-sum-exp is wanted; on a CPU it is extra work, on a GPU it is there anyway.
 
     Guarantees: the result of a segment does not depend on what shares its batch or on the order of the batch; the same
@@ -83,7 +84,8 @@ def attend(
         out_THD, lse_TH = _import_fused().attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
     error = None
     if correction_step is not None and mask.window is None:
-        error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=correction_step, scale=scale)
+        step = None if correction_step == "by length" else correction_step
+        error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=step, scale=scale)
     return Attended(out_THD=out_THD, lse_TH=lse_TH, error=error)
 
 

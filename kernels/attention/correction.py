@@ -40,6 +40,11 @@ class SampledError:
         return torch.stack([part.mean() for part in parts]), torch.stack(tails)
 
 
+def choose_step(num_tokens: int) -> int:
+    """Tokens for each correction row of a segment: long segments have enough rows to measure by with fewer."""
+    return 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
+
+
 def sample_tokens(segment: SegmentBlocks, step: int) -> torch.Tensor:
     """int64 [S]: the sampled tokens of a segment, numbered within it."""
     num_groups = -(-segment.num_tokens // step)
@@ -53,7 +58,7 @@ def correct_rows(
     v_THD: torch.Tensor,
     layout: BlockLayout,
     *,
-    step: int,
+    step: int | None,
     scale: float,
 ) -> SampledError:
     """Corrects ``out_THD`` in place.
@@ -62,7 +67,7 @@ def correct_rows(
         out_THD: [T, H, D], result of a sparse call.
         q_THD, k_THD, v_THD: [T, H, D], what it was given.
         layout: the batch.
-        step: tokens a group.
+        step: tokens a group; by ``choose_step`` where None.
         scale: factor of the logits.
 
     Numerics: differences in float32. Cost: 1 / step of dense attention.
@@ -70,7 +75,8 @@ def correct_rows(
     """
     before, after, bounds = [], [], [0]
     for segment in layout.segments:
-        sampled = sample_tokens(segment, step).to(q_THD.device, non_blocking=True)
+        size = choose_step(segment.num_tokens) if step is None else step
+        sampled = sample_tokens(segment, size).to(q_THD.device, non_blocking=True)
         out = out_THD[segment.tokens]
         q, k, v = (
             x.transpose(0, 1) for x in (q_THD[segment.tokens][sampled], k_THD[segment.tokens], v_THD[segment.tokens])
@@ -81,7 +87,7 @@ def correct_rows(
         before.append(deltas.flatten(1).norm(dim=1) / norms)
         after.append((deltas - _take_neighbours(deltas)).flatten(1).norm(dim=1) / norms)
         bounds.append(bounds[-1] + len(sampled))
-        corrected = out.float() + deltas.repeat_interleave(step, dim=0)[: segment.num_tokens]
+        corrected = out.float() + deltas.repeat_interleave(size, dim=0)[: segment.num_tokens]
         out.copy_(corrected)
     return SampledError(before_S=torch.cat(before), after_S=torch.cat(after), bounds=tuple(bounds))
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.cells import summarise_cells
-from lodestream.kernels.attention.correction import correct_rows
+from lodestream.kernels.attention.correction import choose_step, correct_rows
 from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.gate import Measurement, build_gate
 from lodestream.kernels.attention.layout import BlockLayout, plan_blocks
@@ -37,11 +37,6 @@ NUM_HEADS = 4
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 SHARES = (0.125, 0.25, 0.4, 0.5, 0.6)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def choose_step(num_tokens: int) -> int:
-    """Tokens a correction row: fewer rows for longer segments, which have enough of them to measure by."""
-    return 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
 
 
 def make_inputs(num_tokens: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
