@@ -5,35 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lodestream.errors import CommitConflict, LodestreamError, StoreUnwritable
+from lodestream.errors import LodestreamError
+from lodestream.pipeline.check_lease import check_lease, try_server
+from lodestream.pipeline.check_result import CheckResult
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.session import make_featurizer, read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
-from lodestream.storage.coordination import open_beside
-from lodestream.storage.location import Location
 
 LOW_DISK_BYTES: Final = 2 * 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """What was looked at, how it stands, and what to do about it (empty where nothing)."""
-
-    name: str
-    level: Literal["pass", "warn", "fail"]
-    detail: str
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """The result as JSON values."""
-        return {"name": self.name, "level": self.level, "detail": self.detail, "fix": self.fix}
+OBJECT_STORE_PATIENCE_S: Final = 10.0
 
 
 def check_all(loaded: LoadedConfig) -> Iterator[CheckResult]:
@@ -42,6 +27,7 @@ def check_all(loaded: LoadedConfig) -> Iterator[CheckResult]:
     for name in loaded.config.sources:
         yield _attempt(f"source {name}", lambda name=name: _check_source(loaded, name))  # type: ignore[misc]
     yield _attempt("store", lambda: _check_store(loaded))
+    yield _attempt("lease", lambda: check_lease(loaded, _nearest_folder))
     yield _attempt("disk", lambda: _check_disk(loaded))
     yield _attempt("model", lambda: _check_model(loaded))
     yield _attempt("executor", lambda: _check_executor(loaded))
@@ -64,7 +50,7 @@ def _check_store(loaded: LoadedConfig) -> CheckResult:
     pointer = read_published(location)
     state = "none yet" if pointer is None else f"snapshot {pointer.sequence}, schema version {pointer.schema_version}"
     if not location.is_local:
-        _try_swap(location)
+        try_server(location.uri, location, patience_s=OBJECT_STORE_PATIENCE_S)
         return CheckResult(name="store", level="pass", detail=f"{location}: {state}; writable, conditional writes work")
     place = _nearest_folder(location.path)
     try:
@@ -80,25 +66,6 @@ def _check_store(loaded: LoadedConfig) -> CheckResult:
             fix="mend its rights, or set store.uri to a folder on a disk with hard links",
         )
     return CheckResult(name="store", level="pass", detail=f"{location}: {state}; writable, hard links work")
-
-
-def _try_swap(location: Location) -> None:
-    """Writes a register of its own, looks whether a second write on the same condition is refused, removes it."""
-    name = f"check-{uuid.uuid4().hex}"
-    register = open_beside(location, name)
-    try:
-        version = register.cas(None, {"nonce": "first"})
-        register.cas(version, {"nonce": "second"})
-        try:
-            register.cas(version, {"nonce": "third"})
-        except CommitConflict:
-            return
-        raise StoreUnwritable(
-            f"{location} ignores the conditions of conditional writes: two writers could publish at once",
-            "use an object store that honours If-Match, or a local folder",
-        )
-    finally:
-        location.delete_objects([f"{name}.json"])
 
 
 def _check_disk(loaded: LoadedConfig) -> CheckResult:

@@ -55,6 +55,10 @@ class EtcdBackend:
         answer = self._post("/kv/txn", {"compare": [expected], "success": [put], "failure": []})
         return str(answer["header"]["revision"]) if answer.get("succeeded") else None
 
+    def remove(self) -> None:
+        """See Backend."""
+        self._post("/kv/deleterange", {"key": self._key})
+
     def close(self) -> None:
         """Close the pooled connections."""
         for client in self._clients:

@@ -66,6 +66,16 @@ class ObjectBackend:
         except BaseError as error:
             raise self._explain(error) from error
 
+    def remove(self) -> None:
+        """See Backend."""
+        try:
+            obstore.delete(self._store, self._path)
+        except _MISSING as error:
+            if _names(error, _NO_BUCKET):
+                raise self._explain(error) from error
+        except BaseError as error:
+            raise self._explain(error) from error
+
     def close(self) -> None:
         """Connections are pooled by obstore."""
 

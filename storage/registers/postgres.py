@@ -41,6 +41,7 @@ on conflict (name) do nothing returning version"""
 _UPDATE: Final[LiteralString] = """
 update lodestream_registers set body = %s, version = default, changed_at = now()
 where name = %s and version = %s returning version"""
+_DELETE: Final[LiteralString] = "delete from lodestream_registers where name = %s"
 
 _WRONG_ADDRESS: Final = ("does not exist", "Servname not supported", "invalid", "missing")
 _NO_ACCESS: Final = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "permission denied")
@@ -80,6 +81,13 @@ class PostgresBackend:
         except psycopg.Error as error:
             raise self._explain(error) from error
         return None if row is None else str(row[0])
+
+    def remove(self) -> None:
+        """See Backend."""
+        try:
+            self._execute(_DELETE, (self._name,))
+        except psycopg.Error as error:
+            raise self._explain(error) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -153,7 +161,7 @@ class PostgresBackend:
     def _no_access(self, reason: str) -> StoreUnwritable:
         return StoreUnwritable(
             f"{self.place} refuses access: {_shorten(reason)}",
-            f"look at user and password in lease.url; the user needs to create, read and change the table {TABLE}",
+            f"look at user and password in lease.url; the user needs a table {TABLE} with all rights",
         )
 
     def _wrong_address(self, reason: str) -> ConfigError:

@@ -72,6 +72,13 @@ class RedisBackend:
             raise self._explain(error) from error
         return version if done == 1 else None
 
+    def remove(self) -> None:
+        """See Backend."""
+        try:
+            self._client.delete(self._key)
+        except exceptions.RedisError as error:
+            raise self._explain(error) from error
+
     def close(self) -> None:
         """Close the pooled connections."""
         self._client.close()

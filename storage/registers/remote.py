@@ -61,6 +61,13 @@ class Backend(Protocol):
             Unreachable, StoreUnwritable, ConfigError: as ``fetch``.
         """
 
+    def remove(self) -> None:
+        """Remove the body; one that is not there is no error.
+
+        Raises:
+            Unreachable, StoreUnwritable, ConfigError: as ``fetch``.
+        """
+
     def close(self) -> None:
         """Let go of connections. The next call makes new ones."""
 
@@ -102,6 +109,17 @@ class RemoteRegister:
         except Unreachable as error:
             if doubt.exists:
                 raise self._doubt(str(error)) from error
+            raise self._explain(error) from error
+
+    def remove(self) -> None:
+        """Remove the record, whoever wrote it: for registers that were made to try something out.
+
+        Raises:
+            StoreUnreachable: the server gives no answer.
+        """
+        try:
+            self._persist(self._backend.remove)
+        except Unreachable as error:
             raise self._explain(error) from error
 
     def close(self) -> None:
