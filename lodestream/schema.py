@@ -29,6 +29,7 @@ PARAGRAPH_KINDS: Final[tuple[ParagraphKind, ...]] = ("text", "heading", "list", 
 KEY_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
 CONTENT_HASH_BYTES: Final = 32
+CHECKSUM_BYTES: Final = 8
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
@@ -99,6 +100,15 @@ DOCUMENTS_SCHEMA: Final = pa.schema(
 features, if any, are those of the last version that worked, and ``content_hash`` is that of the bytes that failed."""
 
 
+CHECKSUM_FIELDS: Final = (
+    pa.field("text_checksum", pa.binary(CHECKSUM_BYTES), nullable=True),
+    pa.field("features_checksum", pa.binary(CHECKSUM_BYTES), nullable=True),
+)
+"""Columns that the store itself adds to ``documents``, from the text and the feature rows that it is given; see
+storage/checksum.py. Null where a migrated store has none yet."""
+
+_SEALED_DOCUMENTS_SCHEMA: Final = pa.schema([*DOCUMENTS_SCHEMA, *CHECKSUM_FIELDS])
+
 SOURCE_STATE_SCHEMA: Final = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
@@ -148,7 +158,7 @@ class TableKind:
 TABLES: Final[Mapping[str, TableKind]] = MappingProxyType(
     {
         "features": TableKind(make_schema=features_schema, key="key", indexed=("key", "doc_id", "fingerprint")),
-        "documents": TableKind(make_schema=lambda _: DOCUMENTS_SCHEMA, key="doc_id", indexed=("doc_id",)),
+        "documents": TableKind(make_schema=lambda _: _SEALED_DOCUMENTS_SCHEMA, key="doc_id", indexed=("doc_id",)),
         "source_state": TableKind(make_schema=lambda _: SOURCE_STATE_SCHEMA, key="doc_id", indexed=("doc_id",)),
     }
 )

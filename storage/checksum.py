@@ -9,14 +9,15 @@ are rewritten by compaction, so a file's checksum would vouch for whatever was r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-CHECKSUM_BYTES: Final = 8
+from lodestream.schema import CHECKSUM_BYTES, CHECKSUM_FIELDS
+
 UNCOVERED: Final = ("computed_at", "run_id")
 
 _MODULUS: Final = 1 << (8 * CHECKSUM_BYTES)
@@ -57,6 +58,22 @@ def sum_features(rows: pa.Table) -> FeatureSums:
 def sum_text(text: str) -> bytes:
     """Return the checksum of a document's text."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=CHECKSUM_BYTES).digest()
+
+
+def seal_documents(documents: pa.Table, features: FeatureSums, kept: Mapping[str, bytes | None]) -> pa.Table:
+    """Return rows of ``documents`` with their checksums added.
+
+    Args:
+        documents: rows without the checksums.
+        features: the sums of the documents' feature rows.
+        kept: the checksums of the features of those documents whose features stay as they are stored.
+    """
+    doc_ids = documents["doc_id"].to_pylist()
+    text_sums = [sum_text(text) for text in documents["text"].to_pylist()]
+    feature_sums = [kept[doc_id] if doc_id in kept else features.of(doc_id) for doc_id in doc_ids]
+    for field, values in zip(CHECKSUM_FIELDS, (text_sums, feature_sums), strict=True):
+        documents = documents.append_column(field, pa.array(values, field.type))
+    return documents
 
 
 def _hash_rows(rows: pa.RecordBatch) -> Iterable[int]:

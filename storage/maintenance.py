@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+from lodestream.schema import TABLES
 from lodestream.storage.compaction import Clutter, compact, measure_clutter
 from lodestream.storage.debris import sweep_debris, total_bytes
 from lodestream.storage.lease import Lease
+from lodestream.storage.reader import locate_table
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
@@ -51,7 +53,7 @@ class Upkeep:
     ``sequence``     the snapshot that is published now
     ``dropped``      snapshots that can no longer be opened
     ``num_swept``    files of killed runs that were removed
-    ``num_files_before, num_files, bytes_before, bytes_after``  of the whole store; merged files are kept beside the old
+    ``num_files_before, num_files, bytes_before, bytes_after``  of the tables; merged files are kept beside the old
                      ones for as long as an older snapshot is, so that it may be larger afterwards
     ``postponed``    why nothing was merged; "" otherwise
     """
@@ -148,6 +150,6 @@ def begin_upkeep(store: FeatureStore, pointer: PointerRecord, run_id: str, lease
 
 
 def measure_store(store: FeatureStore) -> tuple[int, int]:
-    """Return the number of files of a store, and their bytes."""
-    files = list(store.location.list_objects())
+    """Return the number of files of a store's tables, and their bytes."""
+    files = [item for name in TABLES for item in locate_table(store.location, name).list_objects()]
     return len(files), total_bytes(files)

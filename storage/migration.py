@@ -1,7 +1,8 @@
 """Bringing a store of an older schema up to date, in one swing of the pointer like any other write.
 
 Schema 1 had no table ``source_state``: it is made from what ``documents`` knows of each document's source. Sizes and
-times were not kept, so they are null, and the next run looks at every document once.
+times were not kept, so they are null, and the next run looks at every document once. Nor had ``documents`` checksums:
+the columns are added, and stay null until a document is written again or ``lodestream verify --repair`` fills them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import StoreNotFound, StoreSchemaMismatch
-from lodestream.schema import SCHEMA_VERSION, SOURCE_STATE_SCHEMA, TABLES
+from lodestream.schema import CHECKSUM_FIELDS, DOCUMENTS_SCHEMA, SCHEMA_VERSION, SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.durability import sync_new_files
 from lodestream.storage.lease import DEFAULT_TTL_S, Lease, name_holder
@@ -82,31 +83,30 @@ def _migrate(location: Location, lease: Lease) -> Migration:
         )
     if not pointer.sequence:
         raise StoreNotFound(f"nothing is published at {location}, so there is nothing to migrate", "lodestream run")
-    states = _make_states(location, pointer)
-    migrated = _follow(pointer, {**pointer.tables, "source_state": states.version}, lease)
+    documents = _open_published(location, pointer)
+    states = _make_states(location, documents, run_id=pointer.run_id)
+    documents = documents.add_columns(CHECKSUM_FIELDS)
+    tables = {**pointer.tables, "documents": documents.version, "source_state": states.version}
+    migrated = _follow(pointer, tables, lease)
     if location.is_local:
-        sync_new_files(states.path, frozenset())
+        for table in (documents, states):
+            sync_new_files(table.path, frozenset())
     lease.require()
     open_register(location).cas(version, migrated.to_json())
     return _describe(pointer, migrated, num_documents=states.count(), dropped_run_id=dropped)
 
 
-def _make_states(location: Location, pointer: PointerRecord) -> Table:
-    documents = Table.open(
-        locate_table(location, "documents"),
-        TABLES["documents"].make_schema(pointer.dim),
-        version=pointer.tables["documents"],
-    )
+def _open_published(location: Location, pointer: PointerRecord) -> Table:
+    return Table.open(locate_table(location, "documents"), DOCUMENTS_SCHEMA, version=pointer.tables["documents"])
+
+
+def _make_states(location: Location, documents: Table, *, run_id: str) -> Table:
     place = locate_table(location, "source_state")
     # A migration that was killed before it swung the pointer left its rows: they are rolled over.
     is_there = not place.child("_versions").is_empty()
     empty = Table.open(place, SOURCE_STATE_SCHEMA, version=1) if is_there else Table.create(place, SOURCE_STATE_SCHEMA)
-    rows = derive_states(documents.read(_DOCUMENT_COLUMNS), run_id=pointer.run_id)
+    rows = derive_states(documents.read(_DOCUMENT_COLUMNS), run_id=run_id)
     return empty.replace_documents(pa.array([], pa.string()), rows).tidy(TABLES["source_state"].indexed)
-
-
-def _open_published(location: Location, pointer: PointerRecord, name: str) -> Table:
-    return Table.open(locate_table(location, name), TABLES[name].make_schema(pointer.dim), version=pointer.tables[name])
 
 
 def derive_states(documents: pa.Table, *, run_id: str) -> pa.Table:

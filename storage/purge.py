@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import NotFoundError, StoreError, StoreNotFound
-from lodestream.schema import TABLES
+from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.compaction import compact, rebuild_indexes
 from lodestream.storage.debris import sweep_debris
 from lodestream.storage.lease import Lease
@@ -107,10 +107,9 @@ def purge_documents(store: FeatureStore, plan: PurgePlan, *, lease: Lease, run_i
         begin_upkeep(store, pointer, run_id, lease).abandon()
         pointer = store.pointer()
     transaction = begin_upkeep(store, pointer, run_id, lease)
-    schemas = {name: kind.make_schema(store.dim) for name, kind in TABLES.items()}
     transaction.write_chunk(
-        features=schemas["features"].empty_table(),
-        documents=schemas["documents"].empty_table(),
+        features=features_schema(store.dim).empty_table(),
+        documents=DOCUMENTS_SCHEMA.empty_table(),
         deleted_doc_ids=plan.doc_ids,
     )
     snapshot = transaction.publish_rewritten(_rewrite_fully, forget_earlier=True)

@@ -218,6 +218,21 @@ class Table:
                     return rewritten
         raise _busy(self.location)
 
+    def add_columns(self, fields: Sequence[pa.Field]) -> Table:
+        """Add columns at the end, null in every row, as one new version. No row is rewritten.
+
+        Raises:
+            CommitConflict: others kept committing to the table.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            with explain_errors(self.location):
+                base = self._bring_to_head()
+                dataset = _open_dataset(self.location, base.version)
+                dataset.add_columns(pa.schema(fields))
+                if dataset.version == base.version + 1:
+                    return Table(self.location, pa.schema([*self.schema, *fields]), dataset)
+        raise _busy(self.location)
+
     def list_versions(self) -> dict[int, datetime]:
         """Return all versions that can be opened, whoever made them, and when they were made."""
         with explain_errors(self.location):

@@ -8,18 +8,18 @@ publishing: tidy the tables, flush, swing the pointer, clean up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, StoreError
-from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
+from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
+from lodestream.storage.chunk import check_chunk, seal_chunk, select_removed
 from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
@@ -32,7 +32,6 @@ RETAINED_SNAPSHOTS: Final = 10
 RETAINED_AGE: Final = timedelta(hours=1)
 MAX_UNREAD_VERSIONS: Final = 16
 
-_LOOKUP_IDS: Final = 1000
 _MAX_ATTEMPTS: Final = 3
 _LOG = logging.getLogger(__name__)
 
@@ -128,10 +127,14 @@ class Transaction:
         """
         self._require_open()
         states = SOURCE_STATE_SCHEMA.empty_table() if source_state is None else source_state
-        given = {"features": features, "documents": documents, "source_state": states}
-        rows = {name: conform_rows(given[name], self._tables[name].schema) for name in TABLES}
-        _check_chunk(rows, deleted_doc_ids, keep_features_of)
-        removed = self._select_removed(rows, deleted_doc_ids, keep_features_of)
+        rows = {
+            "features": conform_rows(features, self._tables["features"].schema),
+            "documents": conform_rows(documents, DOCUMENTS_SCHEMA),
+            "source_state": conform_rows(states, self._tables["source_state"].schema),
+        }
+        check_chunk(rows, deleted_doc_ids, keep_features_of)
+        rows["documents"] = seal_chunk(self._tables["documents"], rows, keep_features_of)
+        removed = select_removed(self._tables, rows, deleted_doc_ids, keep_features_of)
         before = self._versions()
         # The tables are kept in step by the pointer alone: a kill between two commits leaves all of them unstaged.
         for name in TABLES:
@@ -237,19 +240,6 @@ class Transaction:
 
     def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
         return Snapshot(self._location, self._pointer.dim, record, self._tables)
-
-    def _select_removed(
-        self, rows: Mapping[str, pa.Table], deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]
-    ) -> dict[str, pa.Array]:
-        """Return for each table the documents whose rows there are replaced or vanish."""
-        deleted = pa.array(deleted_doc_ids, pa.string())
-        stored = {
-            name: _select_stored(self._tables[name], pa.concat_arrays([*rows[name]["doc_id"].chunks, deleted]))
-            for name in ("documents", "source_state")
-        }
-        kept = pa.array(keep_features_of, pa.string())
-        documents = stored["documents"]
-        return stored | {"features": documents.filter(pc.invert(pc.is_in(documents, value_set=kept)))}
 
     def _versions(self) -> dict[str, int]:
         return {name: table.version for name, table in self._tables.items()}
@@ -367,27 +357,3 @@ class Transaction:
         if not self._is_open:
             raise ValueError("the transaction has ended: begin another one")
         self._lease.require()
-
-
-def _select_stored(table: Table, doc_ids: pa.Array) -> pa.Array:
-    """Return those of ``doc_ids`` that have a row: for the others there is nothing to replace, appending is enough."""
-    found = [pa.array([], pa.string())]
-    if table.count():
-        for start in range(0, len(doc_ids), _LOOKUP_IDS):
-            where = pc.field("doc_id").isin(doc_ids.slice(start, _LOOKUP_IDS))
-            found += table.read(["doc_id"], where=where)["doc_id"].chunks
-    return pa.concat_arrays(found)
-
-
-def _check_chunk(rows: Mapping[str, pa.Table], deleted_doc_ids: Sequence[str], keep_features_of: Sequence[str]) -> None:
-    for name, kind in TABLES.items():
-        if pc.count_distinct(rows[name][kind.key]).as_py() != rows[name].num_rows:
-            raise ValueError(f"a {kind.key} comes twice in one chunk of {name}")
-    doc_ids = set(rows["documents"]["doc_id"].to_pylist())
-    if (doc_ids | set(rows["source_state"]["doc_id"].to_pylist())) & set(deleted_doc_ids):
-        raise ValueError("a document is both written and deleted in one chunk")
-    kept = set(keep_features_of)
-    if kept - doc_ids:
-        raise ValueError("keep_features_of names documents that are not in the chunk")
-    if set(pc.unique(rows["features"]["doc_id"]).to_pylist()) - (doc_ids - kept):
-        raise ValueError("features has rows of documents that are not replaced in this chunk")

@@ -168,4 +168,4 @@ def test_an_overtaken_upkeep_publishes_nothing(store: FeatureStore, monkeypatch:
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in folder.glob("*.lance/**/*") if path.is_file())
