@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo_corpus import build_corpus
+from demo_corpus import build_corpus, describe
 
 FOLDER = Path(".demo")
 QUESTIONS = ("how are relative imports resolved?", "install the package with pip")
@@ -21,9 +21,9 @@ DELETED = "python/in.rst"
 
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    num_documents = build_corpus(FOLDER / "corpus")
-    print(f"wrote {num_documents} documents to {FOLDER / 'corpus'}: the READMEs of the packages installed here, and")
-    print("Python's language reference\n")
+    numbers = build_corpus(FOLDER / "corpus")
+    print(f"wrote {describe(numbers)} to {FOLDER / 'corpus'}:")
+    print("what the packages installed here say of themselves, and Python's language reference\n")
     lodestream("init", "corpus")
     lodestream("run")
     for question in QUESTIONS:
