@@ -12,6 +12,7 @@ from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.durations import format_duration
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
+from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 
 Health = Literal["healthy", "degraded", "empty"]
@@ -105,7 +106,8 @@ def read_status(loaded: LoadedConfig) -> Status:
         return Status(health="empty", reason="nothing was run yet; next: lodestream run", store=store, pointer=None)
     sources = tuple(_measure_lag(pointer, datetime.now(UTC)))
     target_s = loaded.config.refresh.freshness_target
-    health, reason = _judge(pointer, sources, target_s)
+    gone = _find_gone(loaded.store_location, pointer)
+    health, reason = _judge_gone(gone) if gone else _judge(pointer, sources, target_s)
     lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
     return Status(
         health=health,
@@ -139,6 +141,16 @@ def _describe_lease(lease: LeaseRecord | None) -> dict[str, Any] | None:
         return None
     held_s = round(lease.held_s, 1)
     return {"holder": lease.holder, "epoch": lease.epoch, "held": not lease.released, "held_seconds": held_s}
+
+
+def _find_gone(location: Location, pointer: PointerRecord) -> list[str]:
+    """Tables that the pointer names and whose folder is not there; of an object store nothing is asked."""
+    return [n for n in pointer.tables if location.is_local and not (location.path / f"{n}.lance").is_dir()]
+
+
+def _judge_gone(tables: Sequence[str]) -> tuple[Health, str]:
+    next_step = "restore the store from a backup, or move it away and run: lodestream run"
+    return "degraded", f"of the store's tables {', '.join(tables)} is gone; next: {next_step}"
 
 
 def _judge(pointer: PointerRecord, sources: Sequence[SourceLag], target_s: float) -> tuple[Health, str]:

@@ -87,6 +87,30 @@ def test_twenty_random_kills_cost_a_chunk_each_at_most(tmp_path: Path) -> None:
         assert_equal_stores(workspace.open_snapshot(), wanted)
 
 
+def test_ctrl_c_keeps_finished_chunks(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "work", DOCUMENTS, "run.chunk_documents=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lodestream", "run", "--set", "run.chunk_documents=1"],
+        cwd=workspace.root,
+        env=command_environ(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr as said:
+        while BEGUN not in said.readline():
+            assert process.poll() is None
+        while not (workspace.store / "documents.lance" / "data").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        words = said.read()
+    assert process.wait() == 130
+    assert "interrupted; finished chunks are kept" in words and "Traceback" not in words
+    finished = last_json(workspace.command("run", "--json", "--set", "run.chunk_documents=1"))["documents"]
+    assert finished["new"] + finished["resumed"] == len(DOCUMENTS)
+
+
 def is_published(workspace: Workspace) -> bool:
     """Whether the run that just ended, killed or not, had swung the pointer."""
     try:

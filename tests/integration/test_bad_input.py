@@ -237,7 +237,15 @@ def assert_run_mends(workspace: Workspace) -> None:
     )
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
+def test_store_with_a_table_gone(workspace: Workspace) -> None:
+    workspace.run()
+    shutil.rmtree(workspace.store / "features.lance")
+    for verb in (["run"], ["search", "tides"]):
+        assert_refused(run_cli(workspace, *verb), 3, "features.lance is gone", "move it away and run: lodestream run")
+    status = run_cli(workspace, "status")
+    assert status.returncode == 3 and "features is gone" in status.stdout
+    workspace.store.rename(workspace.root / "away")
+    assert run_cli(workspace, "run").returncode == 0
 
 
 @pytest.fixture
