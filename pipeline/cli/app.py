@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.cli import output
 from lodestream.pipeline.cli.options import (
+    INTERRUPTED,
     ConfigFile,
     Debug,
     Flags,
@@ -33,8 +34,6 @@ from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
 from lodestream.pipeline.config_templates import FOLDERS, Template
 from lodestream.pipeline.process import set_process_defaults
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="lodestream",
@@ -240,7 +239,6 @@ def _run_app() -> int:
         output.tell("stopped")
         return INTERRUPTED
     except KeyboardInterrupt:
-        output.tell("interrupted; finished chunks are kept, and the next run continues from them")
         return INTERRUPTED
     except TyperException as error:
         return _print_usage(error)

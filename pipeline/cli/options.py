@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from lodestream.pipeline.config import LoadedConfig
     from lodestream.pipeline.library import Library
+
+INTERRUPTED: Final = 130
+"""Exit code of a command that was stopped by Ctrl-C."""
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Read this file instead of the nearest lodestream.toml.")

@@ -10,7 +10,7 @@ import typer
 
 from lodestream.errors import ConfigError, LeaseHeld, LodestreamError
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json, Overrides, load, note_flags
 
 if TYPE_CHECKING:
     from lodestream.pipeline.config import LoadedConfig
@@ -94,6 +94,9 @@ def carry_out(
         report = refresher.run(
             loaded, allow_mass_delete=allow_mass_delete, retry=retry, show_progress=progress, show_note=output.tell
         )
+    except KeyboardInterrupt:
+        output.tell("interrupted; finished chunks are kept, and the next run continues from them")
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.close()
     if as_json:
