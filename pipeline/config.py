@@ -349,6 +349,8 @@ _INITIAL: Final = """\
 @SOURCE@
 [store]
 uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az://..."
+# keep_snapshots = 10               # that can be opened and rolled back to
+# keep_for = "0s"                   # or all of the last "7d"
 # options = {}                      # aws_endpoint = "https://...", aws_region = "..."; secrets: AWS_ACCESS_KEY_ID, ...
 
 [lease]

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from lodestream.pipeline.config_types import Section, Text
+from pydantic import Field
+
+from lodestream.pipeline.config_types import Duration, Section, Text
+from lodestream.storage.snapshot import MAX_SNAPSHOTS, Retention
 
 _SECRET_WORDS: Final = ("secret", "password", "token", "key", "signature", "sas")
 
@@ -21,10 +24,18 @@ class StoreConfig(Section):
                  ``az://...``
     ``options``  for object stores: ``aws_endpoint``, ``aws_region`` and whatever else Lance and obstore know; what is
                  not given here they take from the environment (``AWS_ACCESS_KEY_ID``, ...), where secrets should stay
+    ``keep_snapshots, keep_for``  snapshots that can be opened and rolled back to: the last so many, and all that were
+                 the latest one at some moment of so long
     """
 
     uri: Text = ".lodestream"
     options: Mapping[str, Text] = {}
+    keep_snapshots: int = Field(default=10, ge=1, le=MAX_SNAPSHOTS)
+    keep_for: Duration = 0.0
+
+    def retention(self) -> Retention:
+        """The settings as the store takes them."""
+        return Retention(keep_snapshots=self.keep_snapshots, keep_for_s=self.keep_for)
 
 
 def hide_secret(name: str, value: object) -> object:

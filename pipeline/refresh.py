@@ -107,6 +107,7 @@ def _carry_out(
         kind=report.kind,
         feature_version=featurizer.feature_version,
         recipe=featurizer.recipe,
+        retention=loaded.config.store.retention(),
     )
     writer = ChunkWriter(
         loaded.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from lodestream.errors import LodestreamError
@@ -33,7 +34,8 @@ def collect(loaded: LoadedConfig) -> Upkeep:
     """Merges, removes and sweeps whatever can be; see storage.maintenance.collect_garbage."""
     store = FeatureStore.open(loaded.store_location)
     with store.open_lease("gc", ttl_s=loaded.config.lease.ttl_s) as lease:
-        return collect_garbage(store, loaded.config.upkeep.options(), lease=lease, run_id=_name_upkeep("gc"))
+        options = replace(loaded.config.upkeep.options(), retention=loaded.config.store.retention())
+        return collect_garbage(store, options, lease=lease, run_id=_name_upkeep("gc"))
 
 
 def plan(loaded: LoadedConfig, doc_ids: Sequence[str]) -> PurgePlan:

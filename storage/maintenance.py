@@ -16,7 +16,7 @@ from lodestream.storage.compaction import Clutter, compact, measure_clutter
 from lodestream.storage.debris import sweep_debris, total_bytes
 from lodestream.storage.lease import Lease
 from lodestream.storage.reader import locate_table
-from lodestream.storage.snapshot import PointerRecord
+from lodestream.storage.snapshot import PointerRecord, Retention
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction
@@ -29,6 +29,7 @@ class UpkeepOptions:
     ``max_small_files``    files of a table that could be merged
     ``max_deleted_share``  share of deleted rows in a file
     ``min_deleted_rows``   fewer deleted rows than this are no reason to rewrite a table's files
+    ``retention``          which snapshots are kept from now on; None leaves that as it is
     ``sweep_after``        age from which a file that no version names is taken for the leavings of a killed run
     """
 
@@ -36,6 +37,7 @@ class UpkeepOptions:
     max_deleted_share: float = 0.1
     min_deleted_rows: int = 10_000
     sweep_after: timedelta = timedelta(days=1)
+    retention: Retention | None = None
 
     def is_due(self, clutter: Clutter) -> bool:
         """Whether the files of a table should be merged."""
@@ -118,7 +120,7 @@ def tend(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id: s
         def merge_due(name: str, table: Table) -> Table:
             return compact(table, max_deleted_share=options.max_deleted_share) if name in due else table
 
-        begin_upkeep(store, pointer, run_id, lease).publish_rewritten(merge_due)
+        begin_upkeep(store, pointer, run_id, lease, options.retention).publish_rewritten(merge_due)
     num_swept = sum(len(sweep_debris(table, min_age=options.sweep_after)) for table in store.open_tables().values())
     num_files, bytes_after = measure_store(store)
     after = store.pointer()
@@ -142,10 +144,17 @@ def list_due(store: FeatureStore, options: UpkeepOptions) -> tuple[str, ...]:
     return tuple(name for name, table in store.open_tables().items() if options.is_due(measure_clutter(table)))
 
 
-def begin_upkeep(store: FeatureStore, pointer: PointerRecord, run_id: str, lease: Lease) -> Transaction:
+def begin_upkeep(
+    store: FeatureStore, pointer: PointerRecord, run_id: str, lease: Lease, retention: Retention | None = None
+) -> Transaction:
     """Begin a transaction that keeps the feature version which is published."""
     return store.begin(
-        lease=lease, run_id=run_id, kind="upkeep", feature_version=pointer.feature_version, recipe=dict(pointer.recipe)
+        lease=lease,
+        run_id=run_id,
+        kind="upkeep",
+        feature_version=pointer.feature_version,
+        recipe=dict(pointer.recipe),
+        retention=retention,
     )
 
 

@@ -5,18 +5,22 @@ Reading it needs the standard library only (no Arrow, no Lance), so that a statu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final
 
-from lodestream.errors import StoreCorrupt, StoreNotFound, StoreSchemaMismatch
+from lodestream.errors import NotFoundError, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
 from lodestream.storage.coordination import open_pointer, require_no_marker
 from lodestream.storage.location import Location, Place
 from lodestream.storage.registers.protocol import CasRegister, Record, Version, make_nonce
 
 RECORD_FORMAT: Final = 1
 """Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
+
+MAX_SNAPSHOTS: Final = 1000
+"""More snapshots than this are never kept: the pointer, which every publish writes anew, lists them all."""
 
 OLDEST_SCHEMA_VERSION: Final = 1
 """Tables of this schema version and later ones can be migrated."""
@@ -27,6 +31,7 @@ class SnapshotRecord:
     """One published state of the store.
 
     ``tables`` names the version of each table, ``recipe`` describes the feature version (model, precision, ...).
+    ``checkpoint`` is what was published with it.
     The working state of a transaction has the sequence it started from and no ``published_at``.
     """
 
@@ -36,6 +41,28 @@ class SnapshotRecord:
     recipe: dict[str, Any]
     run_id: str
     published_at: datetime | None
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long snapshots can be opened: the last ``keep_snapshots`` always, and whatever was the latest one at some
+    moment of the last ``keep_for_s`` seconds."""
+
+    keep_snapshots: int = 10
+    keep_for_s: float = 0.0
+
+    def select(self, history: Sequence[SnapshotRecord], now: datetime) -> tuple[SnapshotRecord, ...]:
+        """Return those of ``history`` (oldest first) that are kept; never more than MAX_SNAPSHOTS."""
+        horizon = now - timedelta(seconds=self.keep_for_s)
+        always = max(0, len(history) - self.keep_snapshots)
+        # A snapshot was the latest one until its successor was published.
+        young = [
+            record
+            for record, successor in pairwise(history[: always + 1])
+            if successor.published_at is not None and successor.published_at > horizon
+        ]
+        return (*young, *history[always:])[-MAX_SNAPSHOTS:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +93,7 @@ class PointerRecord:
     ``feature_version, recipe, run_id, published_at``  of the published snapshot ("" and None while there is none)
     ``checked_at``   when a run last ended here, also one that found nothing to do
     ``run``          summary of that run
+    ``retention``    which published snapshots are kept
     ``history``      the published snapshots that can still be opened, oldest first, the current one last
     """
 
@@ -85,11 +113,40 @@ class PointerRecord:
     checked_at: datetime | None = None
     previous: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
+    retention: Retention = Retention()
     history: tuple[SnapshotRecord, ...] = ()
 
     def follow(self, **changes: Any) -> PointerRecord:
         """Return the record that comes after this one: ``changes`` applied, a fresh nonce, this nonce as previous."""
         return replace(self, nonce=make_nonce(), previous=self.nonce, **changes)
+
+    def find_snapshot(self, sequence: int) -> SnapshotRecord:
+        """Return the snapshot of this number.
+
+        Raises:
+            NotFoundError: it is not published, or no longer kept.
+        """
+        for record in self.history:
+            if record.sequence == sequence:
+                return record
+        raise NotFoundError(f"there is no snapshot {sequence}", self._say_kept())
+
+    def find_latest(self, moment: datetime) -> SnapshotRecord:
+        """Return the snapshot that was the latest one at ``moment``.
+
+        Raises:
+            NotFoundError: nothing was published by then, or it is no longer kept.
+        """
+        found = [record for record in self.history if record.published_at and record.published_at <= moment]
+        if found:
+            return found[-1]
+        raise NotFoundError(f"no snapshot that is kept was published by {moment.isoformat()}", self._say_kept())
+
+    def _say_kept(self) -> str:
+        if not self.history:
+            return "lodestream run"
+        first, last = self.history[0].sequence, self.history[-1].sequence
+        return f"the store keeps the snapshots {first} to {last}"
 
     def named_versions(self, table: str) -> set[int]:
         """Return the versions of a table that must be kept: published ones, and those of an unfinished run."""
@@ -124,6 +181,7 @@ class PointerRecord:
                 **_parse_times(given, "published_at", "checked_at")
                 | {
                     "staged": None if staged is None else StagedWork(**_parse_times(staged, "staged_at")),
+                    "retention": Retention(**given.get("retention", {})),
                     "history": tuple(SnapshotRecord(**_parse_times(item, "published_at")) for item in given["history"]),
                 }
             )

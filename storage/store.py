@@ -10,10 +10,11 @@ versions are published.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lodestream.errors import CommitConflict, NotFoundError, StoreNotFound, StoreSchemaMismatch
+from lodestream.errors import CommitConflict, StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, TABLES
 from lodestream.storage.coordination import open_lease, require_no_marker
 from lodestream.storage.durability import make_folder, sync_new_files
@@ -24,6 +25,7 @@ from lodestream.storage.registers.protocol import make_nonce
 from lodestream.storage.snapshot import (
     OLDEST_SCHEMA_VERSION,
     PointerRecord,
+    Retention,
     open_register,
     read_pointer,
 )
@@ -93,8 +95,12 @@ class FeatureStore:
         """Read the published pointer."""
         return read_pointer(self.location)[0]
 
-    def open_snapshot(self, sequence: int | Literal["latest"] = "latest") -> Snapshot:
+    def open_snapshot(self, sequence: int | Literal["latest"] = "latest", *, as_of: datetime | None = None) -> Snapshot:
         """Open a published snapshot.
+
+        Args:
+            sequence: its number.
+            as_of: a moment (with a time zone); opens the snapshot that was the latest one then. Only with "latest".
 
         Raises:
             StoreNotFound: nothing is published yet.
@@ -103,13 +109,13 @@ class FeatureStore:
         pointer = self.pointer()
         if not pointer.history:
             raise StoreNotFound(f"nothing is published at {self.location} yet", "lodestream run")
-        if sequence == "latest":
-            return Snapshot(self.location, pointer.dim, pointer.history[-1])
-        for record in pointer.history:
-            if record.sequence == sequence:
-                return Snapshot(self.location, pointer.dim, record)
-        first, last = pointer.history[0].sequence, pointer.history[-1].sequence
-        raise NotFoundError(f"there is no snapshot {sequence}", f"the store keeps the snapshots {first} to {last}")
+        if sequence != "latest":
+            if as_of is not None:
+                raise ValueError("a snapshot is named by its number or by a moment, not by both")
+            record = pointer.find_snapshot(sequence)
+        else:
+            record = pointer.history[-1] if as_of is None else pointer.find_latest(as_of)
+        return Snapshot(self.location, pointer.dim, record)
 
     def open_tables(self) -> dict[str, Table]:
         """Open the tables at the versions that are published; those of a store without a snapshot are empty."""
@@ -136,7 +142,14 @@ class FeatureStore:
         )
 
     def begin(
-        self, *, lease: Lease, run_id: str, kind: str, feature_version: str, recipe: dict[str, Any]
+        self,
+        *,
+        lease: Lease,
+        run_id: str,
+        kind: str,
+        feature_version: str,
+        recipe: dict[str, Any],
+        retention: Retention | None = None,
     ) -> Transaction:
         """Begin to write. Continues from the chunks that a killed run of the same feature version had staged.
 
@@ -146,6 +159,7 @@ class FeatureStore:
             kind: "backfill" or "refresh"; for the record.
             feature_version: staged work of another feature version is dropped.
             recipe: what the feature version is made of, JSON values.
+            retention: which snapshots are kept from now on; None leaves that as it is.
 
         Raises:
             CommitConflict: another writer began at this moment.
@@ -154,7 +168,9 @@ class FeatureStore:
         """
         found = read_pointer(self.location)
         identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe)
-        return Transaction(self.location, open_register(self.location), found, identity, lease=lease)
+        return Transaction(
+            self.location, open_register(self.location), found, identity, lease=lease, retention=retention
+        )
 
 
 def _create(location: Location, dim: int) -> None:

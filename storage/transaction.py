@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -25,10 +25,9 @@ from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
 from lodestream.storage.reader import Snapshot, open_tables
 from lodestream.storage.register import CasRegister, Version
-from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, StagedWork
+from lodestream.storage.snapshot import PointerRecord, Retention, SnapshotRecord, StagedWork
 from lodestream.storage.table import Table, conform_rows
 
-RETAINED_SNAPSHOTS: Final = 10
 RETAINED_AGE: Final = timedelta(hours=1)
 MAX_UNREAD_VERSIONS: Final = 16
 
@@ -61,6 +60,7 @@ class Transaction:
         identity: RunIdentity,
         *,
         lease: Lease,
+        retention: Retention | None = None,
     ) -> None:
         self._location = location
         self._register = register
@@ -76,7 +76,12 @@ class Transaction:
         self._tables = resumed if resumed is not None else self._open_versions(self._pointer.tables)
         self._num_chunks = staged.num_chunks if staged and self.resumed else 0
         # The epoch goes up before anything is written: from here on an older writer can do no harm.
-        self._swing(epoch=lease.epoch, writer=lease.token, staged=staged if self.resumed else None)
+        self._swing(
+            epoch=lease.epoch,
+            writer=lease.token,
+            staged=staged if self.resumed else None,
+            retention=retention or self._pointer.retention,
+        )
         self._has_claimed = True
         steps.reach("begin.claimed")
         is_local = location.is_local  # an object store keeps what it has accepted
@@ -138,8 +143,8 @@ class Transaction:
         before = self._versions()
         # The tables are kept in step by the pointer alone: a kill between two commits leaves all of them unstaged.
         for name in TABLES:
-            replace = partial(self._tables[name].replace_documents, removed[name], rows[name])
-            self._tables[name] = self._commit(replace)
+            change = partial(self._tables[name].replace_documents, removed[name], rows[name])
+            self._tables[name] = self._commit(change)
             steps.reach(f"chunk.{name}_committed")
         if self._versions() == before:
             return
@@ -194,9 +199,10 @@ class Transaction:
             self._tables[name] = change(name, table)
         history = () if forget_earlier else self._pointer.history
         if self._changes_nothing() and not forget_earlier:
-            self._swing(staged=None)
+            kept = self._pointer.retention.select(history, datetime.now(UTC))
+            self._swing(staged=None, history=kept)
             self._is_open = False
-            snapshot = self._open_snapshot(self._pointer.history[-1])
+            snapshot = self._open_snapshot(kept[-1])
         else:
             snapshot = self._publish(datetime.now(UTC), history)
         self._clean_up(max_unread=0, min_age=timedelta(0) if forget_earlier else RETAINED_AGE)
@@ -204,7 +210,29 @@ class Transaction:
         return snapshot
 
     def _publish(self, now: datetime, history: Sequence[SnapshotRecord], **changes: Any) -> Snapshot:
-        record = self._prepare_snapshot(now)
+        record = replace(self._prepare_snapshot(now), checkpoint=changes.get("checkpoint", self._pointer.checkpoint))
+        return self._swing_to(record, history, now, **changes)
+
+    def publish_earlier(self, sequence: int) -> Snapshot:
+        """Publish an earlier snapshot anew, with the checkpoint that it had, and end the transaction.
+
+        What sources say is compared with that state by the next refresh. Staged work is given up.
+
+        Raises:
+            NotFoundError: this snapshot is not kept.
+            StoreCorrupt: one of its tables is gone.
+            LeaseLost, FencedError, CommitConflict, CommitStateUnknown: as for publish.
+        """
+        self._require_open()
+        earlier = self._pointer.find_snapshot(sequence)
+        self._tables = self._open_versions(earlier.tables)
+        now = datetime.now(UTC)
+        record = replace(earlier, sequence=self._pointer.sequence + 1, run_id=self._identity.run_id, published_at=now)
+        return self._swing_to(record, self._pointer.history, now, checkpoint=earlier.checkpoint)
+
+    def _swing_to(
+        self, record: SnapshotRecord, history: Sequence[SnapshotRecord], now: datetime, **changes: Any
+    ) -> Snapshot:
         self._swing(
             sequence=record.sequence,
             tables=record.tables,
@@ -213,7 +241,7 @@ class Transaction:
             run_id=record.run_id,
             published_at=now,
             staged=None,
-            history=(*history, record)[-RETAINED_SNAPSHOTS:],
+            history=self._pointer.retention.select((*history, record), now),
             **changes,
         )
         self._is_open = False

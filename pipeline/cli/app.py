@@ -29,6 +29,7 @@ from lodestream.pipeline.cli.options import (
 from lodestream.pipeline.cli.plan import add_plan_verbs
 from lodestream.pipeline.cli.quarantine import add_quarantine_verbs
 from lodestream.pipeline.cli.refresh import add_run_verbs
+from lodestream.pipeline.cli.snapshots import snapshots_app
 from lodestream.pipeline.cli.status import add_status_verb
 from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
@@ -49,6 +50,7 @@ add_run_verbs(app)
 add_plan_verbs(app)
 add_status_verb(app)
 add_quarantine_verbs(app)
+app.add_typer(snapshots_app, name="snapshots")
 add_store_verbs(app)
 add_upkeep_verbs(app)
 

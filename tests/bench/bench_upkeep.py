@@ -34,6 +34,7 @@ from lodestream.schema import DOCUMENTS_SCHEMA, KEY_BYTES, SOURCE_STATE_SCHEMA, 
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage, keep_up, measure_store
+from lodestream.storage.snapshot import Retention
 from lodestream.storage.store import FeatureStore, Snapshot
 from lodestream.storage.table import Table
 
@@ -41,7 +42,7 @@ DIM = 384
 ROWS_PER_DOCUMENT = 100
 DOCUMENTS_PER_REFRESH = 10
 DOCUMENTS_PER_CHUNK = 500
-KEPT_SNAPSHOTS = 12
+RETENTION = Retention(keep_snapshots=12)
 MEASURED_EVERY = 12
 LOOKUPS = 300
 LOOKUPS_DURING = 60
@@ -129,7 +130,7 @@ def make_documents(numbers: list[int], generation: int) -> tuple[pa.Table, pa.Ta
 
 def write(store: FeatureStore, chunks: Iterator[list[int]], generation: int) -> Snapshot:
     """One run: the documents of each chunk get new rows."""
-    described: dict[str, Any] = {"kind": "refresh", "feature_version": "f1", "recipe": {}}
+    described: dict[str, Any] = {"kind": "refresh", "feature_version": "f1", "recipe": {}, "retention": RETENTION}
     transaction = store.begin(lease=hold_lease(store), run_id=f"run-{generation}", **described)
     for numbers in chunks:
         documents, states = make_documents(numbers, generation)
@@ -152,9 +153,8 @@ def build(folder: Path, num_documents: int) -> FeatureStore:
 
 def forget_all_but(store: FeatureStore, number: int) -> None:
     """What ``gc`` does where this number of snapshots is kept."""
-    transaction_module.RETAINED_SNAPSHOTS = number
-    collect_garbage(store, UpkeepOptions(), lease=hold_lease(store), run_id="gc")
-    transaction_module.RETAINED_SNAPSHOTS = KEPT_SNAPSHOTS
+    options = UpkeepOptions(retention=Retention(keep_snapshots=number))
+    collect_garbage(store, options, lease=hold_lease(store), run_id="gc")
 
 
 def time_lookups(
@@ -298,7 +298,6 @@ def main() -> None:
     until_s = time.perf_counter() + given.max_seconds
     num_documents = given.rows // ROWS_PER_DOCUMENT
     transaction_module.RETAINED_AGE = timedelta(0)
-    transaction_module.RETAINED_SNAPSHOTS = KEPT_SNAPSHOTS
     given.folder.mkdir(parents=True, exist_ok=True)
     progress = {}
     for name in ("with", "without"):

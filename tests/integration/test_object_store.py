@@ -15,7 +15,7 @@ from lodestream.storage.location import Location
 from lodestream.storage.snapshot import read_pointer
 from lodestream.storage.store import FeatureStore
 from tests.support.servers import find_free_port, s3_bucket, s3_options, s3_server
-from tests.support.store_rows import DIM, begin, publish, read_contents, write
+from tests.support.store_rows import DIM, begin, keep_snapshots, publish, read_contents, write
 from tests.support.workspace import Workspace, assert_equal_stores, last_json, short_topics
 
 __all__ = ["s3_bucket", "s3_options", "s3_server"]
@@ -44,8 +44,8 @@ def test_writing_reading_resuming(location: Location) -> None:
 def test_old_versions_go(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
     monkeypatch.setattr(transaction_module, "RETAINED_AGE", transaction_module.RETAINED_AGE * 0)
-    monkeypatch.setattr(transaction_module, "RETAINED_SNAPSHOTS", 2)
     store = FeatureStore.open_or_create(location, dim=DIM)
+    keep_snapshots(store, 2)
     for number in range(4):
         snapshot = publish(store, {"a": [str(number)]})
     versions = snapshot.open_table("documents").list_versions()

@@ -25,6 +25,7 @@ from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import DEFAULT_TTL_S, Lease, break_lease, read_lease
 from lodestream.storage.migration import derive_states
 from lodestream.storage.reader import Snapshot
+from lodestream.storage.snapshot import Retention
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.transaction import Transaction
 
@@ -128,6 +129,16 @@ def begin(
     killed."""
     described: dict[str, Any] = {"run_id": run_id, "feature_version": feature_version}
     return store.begin(lease=lease or take_lease(store), kind="backfill", recipe={"model": "toy"}, **described)
+
+
+def keep_snapshots(store: FeatureStore, number: int) -> None:
+    """From now on so many snapshots are kept."""
+    lease = take_lease(store)
+    retention = Retention(keep_snapshots=number)
+    store.begin(
+        lease=lease, run_id="keep", kind="upkeep", feature_version="f1", recipe={"model": "toy"}, retention=retention
+    ).abandon()
+    lease.release()
 
 
 def leave_unfinished(store: FeatureStore, contents: Mapping[str, Sequence[str]], *, run_id: str) -> None:

@@ -12,7 +12,7 @@ from lodestream.storage.compaction import Clutter
 from lodestream.storage.debris import find_debris
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage, keep_up, measure_store, tend
 from lodestream.storage.store import FeatureStore
-from tests.support.store_rows import DIM, begin, publish, read_contents, take_lease, write
+from tests.support.store_rows import DIM, begin, keep_snapshots, publish, read_contents, take_lease, write
 
 OPTIONS = UpkeepOptions(max_small_files=3, max_deleted_share=0.5, min_deleted_rows=5)
 DAY_S = 86_400
@@ -95,7 +95,7 @@ def test_unfinished_work_is_left_alone(store: FeatureStore) -> None:
 def test_number_of_files_is_bounded(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions that nobody keeps go as soon as they are old enough; here every version is."""
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_AGE", timedelta(0))
-    monkeypatch.setattr("lodestream.storage.transaction.RETAINED_SNAPSHOTS", 2)
+    keep_snapshots(store, 2)
     monkeypatch.setattr("lodestream.storage.transaction.MAX_UNREAD_VERSIONS", 8)
     counts = []
     for number in range(40):
@@ -109,7 +109,7 @@ def test_number_of_files_is_bounded(store: FeatureStore, monkeypatch: pytest.Mon
 def test_garbage_collection_says_what_it_freed(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     refresh(store, 6)
     monkeypatch.setattr("lodestream.storage.transaction.RETAINED_AGE", timedelta(0))
-    monkeypatch.setattr("lodestream.storage.transaction.RETAINED_SNAPSHOTS", 1)
+    keep_snapshots(store, 1)
     lease = take_lease(store)
     before = folder_bytes(store.root)
     done = collect_garbage(store, OPTIONS, lease=lease, run_id="gc")

@@ -19,10 +19,11 @@ from lodestream.errors import (
 )
 from lodestream.schema import SCHEMA_VERSION
 from lodestream.storage import store as store_module
-from lodestream.storage.snapshot import PointerRecord, open_register
+from lodestream.storage.snapshot import PointerRecord, Retention, open_register
 from lodestream.storage.store import FeatureStore
-from lodestream.storage.transaction import RETAINED_SNAPSHOTS
 from tests.support.store_rows import DIM, begin, publish, read_contents, write
+
+KEPT = Retention().keep_snapshots
 
 
 @pytest.fixture
@@ -137,14 +138,14 @@ def test_unknown_table_in_pointer(store: FeatureStore) -> None:
 
 
 def test_snapshots_by_number(store: FeatureStore) -> None:
-    for number in range(RETAINED_SNAPSHOTS + 2):
+    for number in range(KEPT + 2):
         publish(store, {"a": [str(number)]})
-    assert store.open_snapshot().sequence == RETAINED_SNAPSHOTS + 2
-    for sequence in range(3, RETAINED_SNAPSHOTS + 3):
+    assert store.open_snapshot().sequence == KEPT + 2
+    for sequence in range(3, KEPT + 3):
         snapshot = store.open_snapshot(sequence)
         assert snapshot.sequence == sequence
         assert read_contents(snapshot) == {"a": [str(sequence - 1)]}
-    for sequence in (0, 2, RETAINED_SNAPSHOTS + 3):
+    for sequence in (0, 2, KEPT + 3):
         with pytest.raises(NotFoundError, match="snapshots 3 to 12"):
             store.open_snapshot(sequence)
 

@@ -11,6 +11,7 @@ from lodestream.errors import CommitStateUnknown, FencedError
 from lodestream.schema import SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.registers.local import LocalRegister
+from lodestream.storage.snapshot import Retention
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction
@@ -321,7 +322,7 @@ def test_old_versions_are_removed_unless_named_or_young(
 ) -> None:
     monkeypatch.setattr(transaction_module, "MAX_UNREAD_VERSIONS", 0)
     monkeypatch.setattr(transaction_module, "RETAINED_AGE", age)
-    for number in range(transaction_module.RETAINED_SNAPSHOTS + 4):
+    for number in range(Retention().keep_snapshots + 4):
         transaction = begin(store)
         for part in range(2):
             write(transaction, {"a": [f"{number}-{part}"]})
@@ -329,7 +330,7 @@ def test_old_versions_are_removed_unless_named_or_young(
     for name in TABLES:
         table = last.open_table(name)
         named = store.pointer().named_versions(name)
-        assert len(named) == transaction_module.RETAINED_SNAPSHOTS
+        assert len(named) == Retention().keep_snapshots
         assert set(table.list_versions()) == (named if age == timedelta(0) else set(range(1, table.version + 1)))
     for sequence in range(5, last.sequence + 1):
         assert read_contents(store.open_snapshot(sequence)) == {"a": [f"{sequence - 1}-1"]}
