@@ -24,6 +24,7 @@ DEFAULT_PORT: Final = 2379
 
 _CERTIFICATES: Final = ("ca_cert", "cert_cert", "cert_key")
 _NOT_SENT: Final = ("NewConnectionError", "ConnectTimeout", "NameResolutionError", "Connection refused")
+_NO_TRUST: Final = ("CERTIFICATE_VERIFY_FAILED", "certificate required", "alert bad certificate", "alert unknown ca")
 _NO_TOKEN: Final = ("invalid auth token", "user name is empty")
 _NO_ACCESS: Final = ("permission denied", "authentication failed", "invalid user", *_NO_TOKEN)
 _NOT_NOW: Final = ("etcdserver: request timed out", "etcdserver: no leader", "etcdserver: leader changed")
@@ -37,7 +38,7 @@ class EtcdBackend:
     """
 
     def __init__(self, url: str, name: str, options: RegisterOptions) -> None:
-        self.place = f"{hide_password(url)} (key {KEY_PREFIX}{name})"
+        self.place = f"{hide_password(url).partition('?')[0]} (key {KEY_PREFIX}{name})"
         self._key = _encode((KEY_PREFIX + name).encode())
         self._user, self._clients = _make_clients(url, options.timeout_s)
         self._current = 0
@@ -91,6 +92,11 @@ class EtcdBackend:
 
     def _explain(self, error: exceptions.Etcd3Exception) -> LodestreamError | Unreachable:
         reason = error.detail_text or type(error).__name__
+        if _mentions(error, _NO_TRUST):
+            return ConfigError(
+                f"{self.place} and this machine do not trust each other: {reason}",
+                "name the certificates in lease.url: https://host:2379?ca_cert=FILE&cert_cert=FILE&cert_key=FILE",
+            )
         if _mentions(error, _NO_ACCESS):
             return StoreUnwritable(
                 f"{self.place} refuses access: {reason}",
@@ -120,6 +126,9 @@ def _make_clients(url: str, timeout_s: float) -> tuple[tuple[str, str] | None, l
         Etcd3Client(host=host or "", port=port, protocol=parts.scheme, timeout=timeout_s, **certificates)
         for host, port in places
     ]
+    if "ca_cert" in certificates:
+        for client in clients:
+            client.session.trust_env = False  # REQUESTS_CA_BUNDLE would win over what is named here
     return (unquote(user), unquote(password)) if user else None, clients
 
 

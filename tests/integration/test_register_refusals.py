@@ -6,7 +6,8 @@ import dataclasses
 import http.server
 import threading
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import psycopg
 import pytest
@@ -17,6 +18,7 @@ from lodestream.errors import CommitConflict, ConfigError, StoreError, StoreUnwr
 from lodestream.storage.registers.opening import open_register
 from lodestream.storage.registers.options import RegisterOptions
 from lodestream.storage.registers.protocol import CasRegister
+from tests.support.certificates import make_certificates
 from tests.support.servers import Server, run_etcd
 
 PATIENCE = RegisterOptions(timeout_s=2, give_up_after_s=3)
@@ -157,6 +159,22 @@ def test_etcd_with_a_password(guarded_etcd: Server) -> None:
 def test_etcd_refuses(guarded_etcd: Server, user: str) -> None:
     url = with_user(guarded_etcd.url, user) if user else guarded_etcd.url
     assert_refused(open_impatiently(url), StoreUnwritable, "refuses access", "lease.url")
+
+
+def test_etcd_with_certificates_of_both_sides(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    options = {
+        "cert_file": files["cert_cert"],
+        "key_file": files["cert_key"],
+        "trusted_ca_file": files["ca_cert"],
+        "client_cert_auth": "true",
+    }
+    with run_etcd(scheme="https", **options) as server:
+        register = open_impatiently(f"{server.url}?{urlencode(files)}")
+        version = register.cas(None, {"nonce": "a"})
+        assert register.read() == ({"nonce": "a"}, version)
+        for stranger in (server.url, f"{server.url}?{urlencode({'ca_cert': files['ca_cert']})}"):
+            assert_refused(open_impatiently(stranger), ConfigError, "do not trust each other", "ca_cert=FILE")
 
 
 def test_etcd_asks_the_next_member(etcd_server: Server) -> None:

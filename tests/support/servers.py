@@ -98,11 +98,11 @@ def run_redis() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def run_etcd() -> Iterator[Server]:
-    """An etcd cluster of one."""
+def run_etcd(*, scheme: str = "http", **more: str) -> Iterator[Server]:
+    """An etcd cluster of one; ``more`` are options of its own, with underscores."""
     program = require_program("etcd", "etcd-server")
     port, peer_port = find_free_port(), find_free_port()
-    url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    url, peer = f"{scheme}://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
     with make_folder("etcd") as folder:
         options = {
             "data-dir": str(folder / "data"),
@@ -111,6 +111,7 @@ def run_etcd() -> Iterator[Server]:
             "listen-peer-urls": peer,
             "initial-advertise-peer-urls": peer,
             "initial-cluster": f"default={peer}",
+            **{name.replace("_", "-"): value for name, value in more.items()},
         }
         command = [*_die_with_parent(), program, *(f"--{name}={value}" for name, value in options.items())]
         yield from _serve(name="etcd", url=url, port=port, command=command, folder=folder)
