@@ -24,7 +24,7 @@ from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
 from lodestream.storage.reader import Snapshot, open_tables
-from lodestream.storage.register import CasRegister, Version
+from lodestream.storage.registers.protocol import CasRegister, Version
 from lodestream.storage.snapshot import PointerRecord, Retention, SnapshotRecord, StagedWork
 from lodestream.storage.table import Table, conform_rows
 

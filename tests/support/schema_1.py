@@ -11,7 +11,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from lodestream.storage.register import LocalRegister
+from lodestream.storage.registers.local import LocalRegister
 
 _TIME = pa.timestamp("us", tz="UTC")
 _NULLABLE = {"quarantine_reason"}
