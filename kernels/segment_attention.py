@@ -4,7 +4,7 @@ A call of ``scaled_dot_product_attention`` per segment costs more than its arith
 Segments are therefore filled up to a multiple of LENGTH_STEP tokens, and those of one filled length share a call. How a
 segment is filled depends on its own length only, so that its result does not depend on what shares its batch.
 
-T packed tokens, P tokens after filling, C model dim, H heads, D head dim, N segments.
+T packed tokens, R rows (T filled up), P tokens after filling segments, C model dim, H heads, D head dim, N segments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Group:
 class AttentionPlan:
     """How the segments of a batch are grouped; the same for every layer.
 
-    ``gather`` int64 [P] takes packed tokens to the groups, ``scatter`` int64 [T] takes them back; both None where the
+    ``gather`` int64 [P] takes packed tokens to the groups, ``scatter`` int64 [R] takes them back; both None where the
     packed order is that of the groups already.
     """
 
@@ -43,14 +43,20 @@ class AttentionPlan:
     scatter: torch.Tensor | None
 
 
-def plan_attention(lengths: Sequence[int], *, dtype: torch.dtype) -> AttentionPlan:
-    """Plans the attention of segments of ``lengths`` tokens that lie end to end; ``dtype`` is that of the queries."""
+def plan_attention(lengths: Sequence[int], *, num_rows: int, dtype: torch.dtype) -> AttentionPlan:
+    """Plans the attention of segments that lie end to end.
+
+    Args:
+        lengths: tokens of each, T together.
+        num_rows: R >= T, rows of what goes in and comes out; those from T on are no segment's and come out finite.
+        dtype: of the queries.
+    """
     sizes = np.asarray(lengths)
     starts = np.cumsum(sizes) - sizes
     filled = -(-sizes // LENGTH_STEP) * LENGTH_STEP
     is_filled = filled != sizes
     groups, gather = [], []
-    scatter = np.zeros(int(sizes.sum()), np.int64)
+    scatter = np.zeros(num_rows, np.int64)
     offset = 0
     for length, masked in sorted(set(zip(filled.tolist(), is_filled.tolist(), strict=True))):
         members = np.flatnonzero((filled == length) & (is_filled == masked))
@@ -75,12 +81,12 @@ def attend_segments(qkv_T3C: torch.Tensor, plan: AttentionPlan, *, num_heads: in
     """Attention inside each segment.
 
     Args:
-        qkv_T3C: [T, 3 C], query, key and value of all tokens.
+        qkv_T3C: [R, 3 C], query, key and value of all tokens, then the rows that fill up.
         plan: the batch's plan.
         num_heads: H, divides C.
 
     Returns:
-        [T, C] of the same dtype.
+        [R, C] of the same dtype.
     """
     rows = qkv_T3C if plan.gather is None else qkv_T3C.index_select(0, plan.gather)
     dim = qkv_T3C.shape[1] // 3

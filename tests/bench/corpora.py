@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 from lodestream.actors.paragraphs import TextFormat, split_paragraphs, text_format_of
 
 ROOT = Path(__file__).resolve().parents[2]
+
+_LONG_WORD = re.compile(r"[A-Za-z]{5,}")
 
 
 def read_corpus(stream: str = "stream_peps_12m.parquet") -> tuple[str, dict[str, str]]:
@@ -52,3 +55,17 @@ def write_files(texts: dict[str, str], folder: Path) -> int:
         path.write_bytes(body)
         size_bytes += len(body)
     return size_bytes
+
+
+def vary_corpus(texts: dict[str, str], copy: int) -> dict[str, str]:
+    """A corpus of the same build in other words: no paragraph of it is one of ``texts`` or of another ``copy``.
+
+    Every word of five and more letters gives way to another of the corpus' own, always the same one within a copy.
+    """
+    if not copy:
+        return texts
+    words = sorted({word for text in texts.values() for word in _LONG_WORD.findall(text)})
+    other = dict(zip(words, words[copy * 7919 % len(words) :] + words, strict=False))
+    return {
+        f"copy{copy}/{name}": _LONG_WORD.sub(lambda found: other[found.group()], text) for name, text in texts.items()
+    }

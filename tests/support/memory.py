@@ -1,0 +1,72 @@
+"""Peak memory of a command, and a model that is quick to run: what measuring memory takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from lodestream.actors.models import DEFAULT_MODEL, find_model
+from tests.support.workspace import command_environ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Resident memory of a command that ended well: its peak by the kernel's count, and (seconds, bytes) over time."""
+
+    peak_bytes: int
+    seconds: float
+    samples: list[tuple[float, int]]
+    output: str
+
+
+def run_measured(folder: Path, *arguments: str, interval_s: float = 0.25, timeout_s: float = 600) -> MemoryUse:
+    """``lodestream ARGUMENTS`` in ``folder``, as a user would type it, with an eye on its memory.
+
+    Raises:
+        RuntimeError: it failed, or took too long.
+    """
+    log = folder / "command.log"
+    with log.open("w") as out:
+        started = time.perf_counter()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "lodestream", *arguments],
+            cwd=folder,
+            env=command_environ(),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        process = psutil.Process(child.pid)
+        samples: list[tuple[float, int]] = []
+        pid, status = 0, 0
+        while not pid:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            seconds = time.perf_counter() - started
+            if not pid:
+                samples.append((seconds, process.memory_info().rss))
+                if seconds > timeout_s:
+                    child.kill()
+                time.sleep(interval_s)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    output = log.read_text()
+    if child.returncode:
+        raise RuntimeError(f"lodestream {' '.join(arguments)} ended with {child.returncode}: {output[-2000:]}")
+    return MemoryUse(peak_bytes=usage.ru_maxrss * 1024, seconds=seconds, samples=samples, output=output)
+
+
+def cut_model(folder: Path, *, num_layers: int = 1) -> Path:
+    """The default model with its first layers alone: as wide and as large in memory, but for the layers left out, and
+    several times as fast."""
+    source, _ = find_model(DEFAULT_MODEL)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": num_layers}))
+    return folder
