@@ -1,0 +1,94 @@
+"""Peak memory of a backfill against the size of its corpus: it must stay within the budget, and flat.
+
+    python tests/bench/bench_memory.py [--sizes 1 5 20]
+
+The corpus is the demo's, and then that again in other words, so that no segment repeats and nothing is left out by
+reuse. The model is the default one with its first layer alone, else this would take hours: width, vocabulary and rows
+are the same, the layers left out weigh 7 (bf16) or 14 (fp32) MB each. Every backfill is the command ``lodestream run``
+in a process of its own; its peak is the kernel's count (ru_maxrss), mapped libraries included.
+
+Writes docs/bench/memory.jsonl and docs/memory.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import harness
+from corpora import read_corpus, vary_corpus, write_files
+from matplotlib.figure import Figure
+
+from tests.support.memory import MemoryUse, cut_model, run_measured
+from tests.support.workspace import Workspace
+
+NAME = "memory"
+FIGURE = Path(__file__).resolve().parents[2] / "docs" / "memory.png"
+BUDGET_BYTES = 1 << 30
+MIB = 1 << 20
+
+
+def measure(size: int, texts: dict[str, str], model: Path, folder: Path) -> MemoryUse:
+    """A backfill of ``size`` times the corpus."""
+    workspace = Workspace.create(folder / f"work{size}")
+    size_bytes = sum(write_files(vary_corpus(texts, copy), workspace.docs) for copy in range(size))
+    settings = ("--set", "run.executor=local", "--set", f"encoder.model={model}")
+    use = run_measured(workspace.root, "run", "--json", *settings, timeout_s=3600)
+    report = json.loads(use.output.splitlines()[-1])
+    config = {
+        "documents": report["documents"]["new"],
+        "corpus_bytes": size_bytes,
+        "tokens": report["tokens"]["total"],
+        "tokens_encoded": report["tokens"]["encoded"],
+        "seconds": round(use.seconds, 1),
+        "budget_mib": BUDGET_BYTES // MIB,
+        "layers": 1,
+    }
+    harness.record(NAME, "lodestream local", "peak memory", "MiB", [use.peak_bytes / MIB], x=size, config=config)
+    return use
+
+
+def draw(uses: dict[int, MemoryUse]) -> None:
+    """Peak by size of the corpus, and memory over each run."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(list(uses), [use.peak_bytes / MIB for use in uses.values()], "o-")
+    left.set_xlabel("corpus (times the demo's)")
+    left.set_ylabel("peak memory (MiB)")
+    for size, use in uses.items():
+        places = [seconds / use.seconds for seconds, _ in use.samples]
+        right.plot(places, [rss / MIB for _, rss in use.samples], linewidth=1.2, label=f"{size} times")
+    right.set_xlabel("share of the run")
+    right.set_ylabel("memory (MiB)")
+    right.legend(loc="lower right", frameon=False)
+    for axes in (left, right):
+        axes.axhline(BUDGET_BYTES / MIB, color="black", linestyle="--", linewidth=0.9)
+        axes.set_ylim(0, 1.15 * BUDGET_BYTES / MIB)
+        axes.grid(alpha=0.3)
+    left.text(min(uses), 1.02 * BUDGET_BYTES / MIB, "budget", fontsize=9)
+    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5, 20])
+    arguments = parser.parse_args()
+    os.environ.pop("LODESTREAM_STREAMS", None)
+    _, texts = read_corpus()
+    harness.start(NAME)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = cut_model(Path(scratch) / "model")
+        uses = {size: measure(size, texts, model, Path(scratch)) for size in arguments.sizes}
+    draw(uses)
+    print(f"budget {BUDGET_BYTES / MIB:.0f} MiB: {'kept' if _largest(uses) <= BUDGET_BYTES else 'NOT KEPT'}")
+
+
+def _largest(uses: dict[int, MemoryUse]) -> int:
+    return max(use.peak_bytes for use in uses.values())
+
+
+if __name__ == "__main__":
+    main()
