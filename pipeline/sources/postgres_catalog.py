@@ -50,7 +50,7 @@ SELECT json_build_object(
                    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL),
   'columns', (SELECT json_agg(json_build_object(
       'name', a.attname,
-      'type', format_type(a.atttypid, NULL),
+      'type', format_type(a.atttypid, -1),
       'category', (SELECT typcategory FROM pg_type WHERE oid = a.atttypid),
       'is_nullable', NOT a.attnotnull,
       'is_readable', has_column_privilege(c.oid, a.attnum, 'SELECT'),

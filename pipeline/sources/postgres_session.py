@@ -13,6 +13,10 @@ import pyarrow as pa
 
 from lodestream.errors import ConfigError, SourceContract, SourceError, SourceUnavailable
 
+CONNECT_LIMIT_S: Final = 10
+LOCK_LIMIT_S: Final = 60
+"""How long a server may be silent, and how long a table may be locked, before a refresh gives up until the next."""
+
 _TRANSIENT: Final = ("08", "40", "53", "55", "57", "58", "XX")
 """SQLSTATE classes that another attempt may get past: connection, conflict, resources, locks, shutdown, system."""
 _REFUSED: Final = ("authentication failed", "does not exist", "pg_hba.conf", "password", "not permitted to log in")
@@ -43,10 +47,11 @@ class PostgresSession:
             ) from None
         self._dbapi = dbapi
         try:
-            self._connection = dbapi.connect(url, autocommit=True)
+            self._connection = dbapi.connect(_limit_connecting(url), autocommit=True)
         except dbapi.Error as error:
             raise self._explain_refusal(url, _first_line(str(error))) from None
         self.execute("SET client_encoding TO 'UTF8'; SET TIME ZONE 'UTC'; SET DateStyle TO 'ISO'")
+        self.execute(f"SET lock_timeout TO '{LOCK_LIMIT_S}s'")
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +134,15 @@ def show_url(url: str) -> str:
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""
     return f"postgresql://{user}{host}{port}{parts.path}"
+
+
+def _limit_connecting(url: str) -> str:
+    """The URL or connection string with a limit for connecting, where it has none."""
+    if "connect_timeout" in url:
+        return url
+    if "://" not in url:
+        return f"{url} connect_timeout={CONNECT_LIMIT_S}"
+    return f"{url}{'&' if '?' in url else '?'}connect_timeout={CONNECT_LIMIT_S}"
 
 
 def _first_line(message: str) -> str:

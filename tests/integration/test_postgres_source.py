@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from lodestream.errors import SourceUnavailable
+from lodestream.pipeline.sources import postgres_bounds, postgres_session
 from tests.support.known import Follower
 from tests.support.postgres import MODE_SETTINGS, make_table, open_table, stored, write
 from tests.support.servers import Server
@@ -197,7 +199,7 @@ def test_documents_to_try_again_are_named(postgres_url: str) -> None:
     assert [candidate.doc_id for candidate in changes.upserts] == ["pg/2"]
 
 
-@pytest.mark.parametrize("id_type", ["uuid", "varchar(40)", "numeric", "int"])
+@pytest.mark.parametrize("id_type", ["uuid", "varchar(40)", "char(10)", "numeric", "int"])
 def test_ids_of_any_type(postgres_url: str, id_type: str) -> None:
     value = "gen_random_uuid()" if id_type == "uuid" else f"(random() * 100000)::int::text::{id_type}"
     write(
@@ -245,6 +247,28 @@ def test_a_database_in_another_encoding(postgres_server: Server) -> None:
     follower.refresh()
     assert follower.texts == {"1": "café"}
     assert not follower.refresh().upserts
+
+
+def test_a_transaction_that_is_open_for_long_is_named(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_table(postgres_url, 1)
+    monkeypatch.setattr(postgres_bounds, "LONG_HOLD_S", 0.2)
+    with psycopg.connect(postgres_url, application_name="forgotten") as slow:
+        slow.execute("UPDATE docs SET body = 'x'")
+        time.sleep(0.5)
+        for mode in ("xid", "holdback"):
+            found = Follower(open_table(postgres_url, mode)).refresh().observations
+            (warning,) = found.warnings
+            assert "application forgotten" in warning and found.held_back_s > 0.2
+            assert f"pg_terminate_backend({slow.info.backend_pid});" in warning
+
+
+def test_a_locked_table_is_for_later(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_table(postgres_url, 1)
+    monkeypatch.setattr(postgres_session, "LOCK_LIMIT_S", 1)
+    with psycopg.connect(postgres_url) as locking:
+        locking.execute("LOCK TABLE docs IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SourceUnavailable, match="lock timeout"):
+            Follower(open_table(postgres_url, "xid")).refresh()
 
 
 def test_the_watermark_is_the_servers_time(postgres_url: str) -> None:

@@ -1,0 +1,119 @@
+"""What a refresh costs when nothing has changed, on a table of PostgreSQL in the modes xid and holdback.
+
+First the source alone, on a table of 1,000,000 rows: all rows named, then nothing found, in this process. Then whole
+processes of ``lodestream refresh`` on a store that knows the table's rows (fewer, to make it within a minute; an empty
+refresh reads none of them), with their processor time; beside them a process that imports what any such process must.
+
+    python tests/bench/bench_postgres_tick.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from harness import record, start
+
+from tests.support.known import Known
+from tests.support.postgres import MODE_SETTINGS, connect, make_table, open_table, write
+from tests.support.servers import run_postgres
+from tests.support.workspace import command_environ, last_json, run_command
+
+NAME = "postgres_tick"
+ROUNDS = 7
+TICKS = 50
+MODES = ("xid", "holdback")
+SOURCE_ROWS = 1_000_000
+PROCESS_ROWS = 5_000
+
+
+def main() -> None:
+    """Measures the source, then the process."""
+    start(NAME)
+    with run_postgres() as server, tempfile.TemporaryDirectory() as folder:
+        for name in ("source", "process"):
+            write(server.url, f"CREATE DATABASE {name}")
+        base = server.url.rpartition("/")[0]
+        fill_table(f"{base}/source", SOURCE_ROWS)
+        for mode in MODES:
+            measure_source(f"{base}/source", mode)
+        fill_table(f"{base}/process", PROCESS_ROWS)
+        spaces = {mode: make_space(Path(folder) / mode, f"{base}/process", mode) for mode in MODES}
+        for mode, space in spaces.items():
+            record_processes(mode, partial(refresh, space))
+    record_processes("imports only", import_only)
+
+
+def fill_table(url: str, num_rows: int) -> None:
+    """The table of the tests, with short rows written by one statement."""
+    make_table(url)
+    with connect(url) as connection:
+        connection.execute(
+            "INSERT INTO docs (id, body) SELECT i, 'row ' || i FROM generate_series(1, %s) AS i", (num_rows,)
+        )
+        connection.execute("VACUUM ANALYZE docs")
+
+
+def measure_source(url: str, mode: str) -> None:
+    """Names all rows once, then asks again and again what changed."""
+    source = open_table(url, mode)
+    began = time.perf_counter()
+    first = source.changes(None, Known())
+    record(NAME, mode, "all rows named", "s", [time.perf_counter() - began], x=len(first.upserts))
+    cursor, seconds = first.cursor, []
+    del first
+    for _ in range(TICKS):
+        began = time.perf_counter()
+        source.incarnation()
+        found = source.changes(cursor, Known())
+        seconds.append(time.perf_counter() - began)
+        assert not found.upserts
+        cursor = found.cursor
+    record(NAME, mode, "nothing found", "s", seconds, x=SOURCE_ROWS)
+
+
+def make_space(folder: Path, url: str, mode: str) -> Path:
+    """A folder with a configuration for the table, and a store that knows all of its rows."""
+    folder.mkdir()
+    settings = {"url": url, "table": "docs", "text_column": "body", "mode": mode, **MODE_SETTINGS[mode]}
+    lines = ["[sources.pg]", 'kind = "postgres"', *(f'{name} = "{value}"' for name, value in settings.items())]
+    (folder / "lodestream.toml").write_text("\n".join([*lines, "[run]", 'executor = "local"']))
+    report = last_json(run_command(folder, "run", "--json", timeout_s=600))
+    assert report["documents"]["new"] == PROCESS_ROWS, report
+    return folder
+
+
+def record_processes(provider: str, run: Callable[[], None]) -> None:
+    """Wall and processor seconds of some runs of a process."""
+    wall, processor = [], []
+    for _ in range(ROUNDS):
+        before, began = os.times(), time.perf_counter()
+        run()
+        after = os.times()
+        wall.append(time.perf_counter() - began)
+        processor.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    record(NAME, provider, "process, wall", "s", wall)
+    record(NAME, provider, "process, processor", "s", processor)
+
+
+def refresh(folder: Path) -> None:
+    """One refresh that finds nothing."""
+    done = run_command(folder, "refresh", "--json")
+    documents = last_json(done)["documents"]
+    assert done.returncode == 0 and documents["new"] == documents["changed"] == documents["deleted"] == 0, done.stdout
+
+
+def import_only() -> None:
+    """A process that imports the command line, Arrow and the driver."""
+    code = "import lodestream.pipeline.cli.app, pyarrow, adbc_driver_postgresql.dbapi"
+    subprocess.run([sys.executable, "-c", code], env=command_environ(), check=True)
+
+
+if __name__ == "__main__":
+    main()
