@@ -39,6 +39,8 @@ class FeatureSums:
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Add rows with all columns of the features' schema."""
+        if not rows.num_rows:  # tables that were put together hold batches without rows
+            return
         for doc_id, digest in zip(rows.column("doc_id").to_pylist(), _hash_rows(rows), strict=True):
             self._sums[doc_id] = (self._sums.get(doc_id, 0) + digest) % _MODULUS
 

@@ -23,6 +23,16 @@ def test_order_and_batches_do_not_matter() -> None:
     assert sums(pieces) == sums(ROWS)
 
 
+def test_batches_without_rows_count_nothing() -> None:
+    rows = make_features({"a": ["one", "two"]})
+    parted = pa.Table.from_batches([*rows.slice(0, 0).to_batches(), _empty_batch(rows), *rows.to_batches()])
+    assert sum_features(parted).of("a") == sum_features(rows).of("a") != bytes(8)
+
+
+def _empty_batch(rows: pa.Table) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in rows.schema], schema=rows.schema)
+
+
 def test_the_sum_stays_from_version_to_version() -> None:
     """A change of these bytes would call every stored document damaged."""
     assert {name: value.hex() for name, value in sums(ROWS).items()} == {
