@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lodestream.errors import CommitConflict, StoreNotFound, StoreSchemaMismatch
+from lodestream.errors import CommitConflict, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
 from lodestream.schema import SCHEMA_VERSION, TABLES
 from lodestream.storage.coordination import open_lease, require_no_marker
 from lodestream.storage.durability import make_folder, sync_new_files
@@ -104,7 +104,7 @@ class FeatureStore:
 
         Raises:
             StoreNotFound: nothing is published yet.
-            NotFoundError: this sequence is not published, or no longer kept.
+            NotFoundError, StoreCorrupt: this sequence is not published, or no longer kept.
         """
         pointer = self.pointer()
         if not pointer.history:
@@ -176,7 +176,14 @@ class FeatureStore:
 def _create(location: Location, dim: int) -> None:
     if location.is_local:
         make_folder(location.path)
-    tables = {name: Table.create(locate_table(location, name), kind.make_schema(dim)) for name, kind in TABLES.items()}
+    try:
+        tables = {
+            name: Table.create(locate_table(location, name), kind.make_schema(dim)) for name, kind in TABLES.items()
+        }
+    except StoreCorrupt:
+        if open_register(location, create=True).read() is None:
+            raise
+        return  # somebody else created the store meanwhile, and has written to it already
     if location.is_local:
         for table in tables.values():
             sync_new_files(table.path, frozenset())

@@ -318,6 +318,9 @@ class Transaction:
             except CommitConflict as error:
                 conflict = error
                 self._require_newest()
+            except StoreError:
+                self._require_newest()  # a newer writer may have removed what this one slept on
+                raise
         raise conflict
 
     def _require_newest(self) -> None:

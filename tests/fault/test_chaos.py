@@ -37,9 +37,9 @@ def run_chaos(
     location = make_location(kind, tmp_path, lambda name: find_server(request, name))
     ttl_s = 2.0 if kind == "object" else 1.0
     plan = ChaosPlan(duration_s=SHORT_S, longest_s=LONGEST_S, stopped_s=2.5 * ttl_s)
-    return ChaosRun(
-        ChaosSetup(location=location, log=tmp_path / "log", ttl_s=ttl_s, **setup), plan, enough=enough
-    ).run()
+    log = tmp_path / "log"
+    chosen = ChaosSetup(location=location, log=log, ttl_s=ttl_s, retained_s=6 * ttl_s, **setup)
+    return ChaosRun(chosen, plan, enough=enough).run()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,9 @@ def open_setup(kind: str, *, is_fenced: bool) -> Iterator[tuple[ChaosSetup, Serv
         location = make_location(kind, folder, lambda _: server)
         # What takes an object store a second must not count as a sign of death.
         ttl_s = 3.0 if kind == "object" else 1.0
-        yield ChaosSetup(location=location, log=folder / "log.jsonl", is_fenced=is_fenced, ttl_s=ttl_s), server
+        log = folder / "log.jsonl"
+        setup = ChaosSetup(location=location, log=log, is_fenced=is_fenced, ttl_s=ttl_s, retained_s=6 * ttl_s)
+        yield setup, server
 
 
 def run_slice(kind: str, *, seconds: float, seed: int, is_fenced: bool = True) -> ChaosReport:

@@ -7,7 +7,7 @@ import time
 from lodestream.errors import LodestreamError, StoreNotFound
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore, Snapshot
-from tests.fault.chaos.fence import set_fence
+from tests.fault.chaos.process import prepare_process
 from tests.fault.chaos.setup import ChaosSetup, EventLog, find_faults
 from tests.support.store_rows import read_contents
 
@@ -75,7 +75,7 @@ class Reader:
 
 def watch(setup: ChaosSetup) -> None:
     """Reads until it is killed."""
-    set_fence(setup)
+    prepare_process(setup)
     reader = Reader(setup)
     while True:
         try:

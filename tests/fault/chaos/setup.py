@@ -26,6 +26,7 @@ class ChaosSetup:
     ``is_fenced``   False takes the fence away, in the processes of the run alone
     ``ttl_s``       of the lease
     ``think_s``     the longest pause between reading the counter and writing it
+    ``retained_s``  how long versions that no snapshot has are kept: an hour in the product, here as long as no stop
     """
 
     location: Location
@@ -33,6 +34,7 @@ class ChaosSetup:
     is_fenced: bool = True
     ttl_s: float = 1.0
     think_s: float = 0.1
+    retained_s: float = 6.0
 
 
 class EventLog:

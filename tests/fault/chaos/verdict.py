@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lodestream.storage.store import FeatureStore
-from tests.fault.chaos.fence import set_fence
+from tests.fault.chaos.process import prepare_process
 from tests.fault.chaos.setup import COUNTER, ChaosSetup, find_faults, name_tally, read_events
 from tests.support.store_rows import read_contents
 
@@ -30,6 +30,7 @@ class ChaosReport:
     num_refused: Counter[str] = field(default_factory=Counter)
     num_reads: int = 0
     num_pinned_reads: int = 0
+    num_upkeeps: int = 0
     num_kills: int = 0
     num_stops: int = 0
     num_restarts: int = 0
@@ -63,6 +64,7 @@ def judge(setup: ChaosSetup, num_workers: int) -> ChaosReport:
     report.num_backward = sum(later["epoch"] < earlier["epoch"] for earlier, later in itertools.pairwise(published))
     report.num_refused = Counter(event["error"] for event in events if event["event"] == "refused")
     report.num_reads = sum(event["event"] == "read" for event in events)
+    report.num_upkeeps = sum(event["event"] == "upkeep" for event in events)
     report.num_pinned_reads = sum(event["event"] == "pinned" for event in events)
     own = [event for event in events if event["event"] in ("kill", "stop")]
     report.steps_hit = Counter(event["step"] for event in own)
@@ -72,5 +74,5 @@ def judge(setup: ChaosSetup, num_workers: int) -> ChaosReport:
 
 
 def _read_final(setup: ChaosSetup) -> dict[str, list[str]]:
-    with set_fence(setup):
+    with prepare_process(setup):
         return read_contents(FeatureStore.open(setup.location).open_snapshot())

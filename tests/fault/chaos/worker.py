@@ -20,14 +20,18 @@ from lodestream.errors import (
 )
 from lodestream.storage import steps
 from lodestream.storage.lease import Lease
+from lodestream.storage.maintenance import UpkeepOptions, keep_up
 from lodestream.storage.store import FeatureStore
-from tests.fault.chaos.fence import set_fence
+from tests.fault.chaos.process import prepare_process
 from tests.fault.chaos.setup import COUNTER, SHARED, ChaosSetup, EventLog, find_faults, name_tally
 from tests.support.store_rows import DIM, read_contents, write
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 REFUSALS = (FencedError, LeaseError, CommitConflict, CommitStateUnknown, StoreUnreachable, StoreNotFound)
 MOST_TRANSACTIONS = 3
+UPKEEP_SHARE = 0.3
+# Due after a few increments, so that merging and removing are part of every run.
+UPKEEP = UpkeepOptions(max_small_files=3, min_deleted_rows=5)
 
 
 def arm(step: str, passage: int, action: str, log: EventLog) -> None:
@@ -71,7 +75,7 @@ def work(setup: ChaosSetup, slot: int, life: int, window: tuple[str, int, str] |
     """Works until it is killed; ``window`` is a step, its passage, and ``kill`` or ``stop``."""
     log = EventLog(setup.log, slot=slot, life=life)
     random.seed(f"{slot}-{life}")
-    set_fence(setup)
+    prepare_process(setup)
     if window is not None:
         arm(*window, log)
     number = 0
@@ -82,6 +86,8 @@ def work(setup: ChaosSetup, slot: int, life: int, window: tuple[str, int, str] |
                 for _ in range(random.randint(1, MOST_TRANSACTIONS)):
                     number += 1
                     increment(store, lease, slot, f"{slot}-{life}-{number}", setup, log)
+                if random.random() < UPKEEP_SHARE and keep_up(store, UPKEEP, lease=lease, run_id="upkeep") is not None:
+                    log.write("upkeep")
         except REFUSALS as error:
             log.write("refused", error=type(error).__name__)
         except Exception as error:

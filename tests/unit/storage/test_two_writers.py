@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lance import LanceDataset
 
-from lodestream.errors import CommitConflict, FencedError, LeaseLost
+from lodestream.errors import CommitConflict, FencedError, LeaseError, LeaseLost, StoreCorrupt
 from lodestream.schema import features_schema
 from lodestream.storage import steps
 from lodestream.storage.failures import explain_errors
@@ -139,3 +139,32 @@ def test_lost_lease_stops_the_writer(store: FeatureStore) -> None:
     with pytest.raises(LeaseLost):
         transaction.publish(checkpoint={}, run={})
     assert begin(store).resumed
+
+
+def test_store_created_and_written_to_while_another_one_creates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow one finds rows where it wanted to make an empty table: they belong to the store that is there by now."""
+    place, create = str(tmp_path / "store"), Table.create
+
+    def overtake(*arguments: Any) -> Table:
+        monkeypatch.undo()
+        publish(FeatureStore.open_or_create(place, dim=DIM), {"a": ["1"]})
+        return create(*arguments)
+
+    monkeypatch.setattr(Table, "create", overtake)
+    store = FeatureStore.open_or_create(place, dim=DIM)
+    assert read_contents(store.open_snapshot()) == {"a": ["1"]}
+
+
+def test_what_a_sleeper_stood_on_is_gone(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer writer has removed the version that an older one had open: that one is told so, nothing is corrupt."""
+    transaction = begin(store)
+
+    def overtake(*arguments: Any) -> Table:
+        begin(store)
+        raise StoreCorrupt("not found")
+
+    monkeypatch.setattr(Table, "replace_documents", overtake)
+    with pytest.raises((FencedError, LeaseError)):
+        write(transaction, {"a": ["1"]})

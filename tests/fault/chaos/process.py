@@ -1,21 +1,24 @@
-"""What a store would be without its fence: for the run that shows that the harness can fail.
+"""What is other than in the product, in the processes of a chaos run alone.
 
-The product has no such switch. Here, in the processes of one run, compare-and-swap forgets to compare, and nobody looks
-at epochs; the lease stays.
+Always: old versions go after seconds instead of an hour. And for the run that shows that the harness can fail, there is
+no fence: compare-and-swap forgets to compare, and nobody looks at epochs; the lease stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
 from lodestream.errors import CommitConflict
-from lodestream.storage import snapshot, store
+from lodestream.storage import snapshot, store, transaction
 from lodestream.storage.lease import Lease
 from lodestream.storage.registers.protocol import CasRegister, Record, Version
 from lodestream.storage.transaction import Transaction
 from tests.fault.chaos.setup import ChaosSetup
+
+MAX_UNREAD_VERSIONS = 8
 
 _open_fenced = snapshot.open_register
 
@@ -42,9 +45,11 @@ def _open_unfenced(*place: Any, **options: Any) -> CasRegister:
     return UnfencedRegister(_open_fenced(*place, **options))
 
 
-def set_fence(setup: ChaosSetup) -> contextlib.ExitStack:
-    """Takes the fence away in this process, until the stack is closed, if ``setup`` says so."""
+def prepare_process(setup: ChaosSetup) -> contextlib.ExitStack:
+    """Makes this process one of the run, until the stack is closed."""
     stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(transaction, "RETAINED_AGE", timedelta(seconds=setup.retained_s)))
+    stack.enter_context(mock.patch.object(transaction, "MAX_UNREAD_VERSIONS", MAX_UNREAD_VERSIONS))
     if not setup.is_fenced:
         for module in (snapshot, store):
             stack.enter_context(mock.patch.object(module, "open_register", _open_unfenced))
