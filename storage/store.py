@@ -104,7 +104,7 @@ class FeatureStore:
 
         Raises:
             StoreNotFound: nothing is published yet.
-            NotFoundError, StoreCorrupt: this sequence is not published, or no longer kept.
+            NotFoundError: this sequence is not published, or no longer kept.
         """
         pointer = self.pointer()
         if not pointer.history:
