@@ -11,7 +11,7 @@ which is the mean over all pooled token states of the span (up to the codec's ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,30 +73,34 @@ class DocumentName:
 
 
 def build_feature_rows(
-    name: DocumentName, spans: PreparedSpans, leaves: LeafVectors, *, num_special: tuple[int, int], run_id: str
+    documents: Iterable[tuple[DocumentName, PreparedSpans, LeafVectors]],
+    *,
+    dim: int,
+    num_special: tuple[int, int],
+    run_id: str,
 ) -> pa.Table:
-    """All feature rows of one document.
+    """All feature rows of some documents.
 
     Args:
-        name: identity and length of the document.
-        spans: its spans; at least one leaf.
-        leaves: the leaves' vectors, in the order of ``spans``.
+        documents: identity and length of each, its spans (at least one leaf), and the leaves' vectors in their order.
+        dim: D, the width of the vectors.
         num_special: special tokens that the model puts before and after a segment; they count with its first and
             last leaf.
         run_id: the run that writes the rows.
 
     Returns:
-        A table of schema.features_schema(D): the document, its topics, paragraphs, sentences.
+        A table of schema.features_schema(D): of each document itself, its topics, paragraphs, sentences.
     """
-    weights = _count_tokens(spans, num_special)
-    levels = [
-        _document_level(name, spans, leaves, weights),
-        _topic_level(spans, leaves, weights),
-        _paragraph_level(spans, leaves, weights),
-        _sentence_level(spans, leaves, weights),
-    ]
-    tables = [_level_table(name, level, run_id) for level in levels if len(level["ordinal"])]
-    return pa.concat_tables(tables)
+    levels = []
+    for name, spans, leaves in documents:
+        weights = _count_tokens(spans, num_special)
+        levels += [
+            (name, _document_level(name, spans, leaves, weights)),
+            (name, _topic_level(spans, leaves, weights)),
+            (name, _paragraph_level(spans, leaves, weights)),
+            (name, _sentence_level(spans, leaves, weights)),
+        ]
+    return _build_table(levels, dim, run_id)
 
 
 def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray[np.int64]:
@@ -244,26 +248,40 @@ def _sentence_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[
     }
 
 
-def _level_table(name: DocumentName, level: dict[str, Any], run_id: str) -> pa.Table:
-    num_rows, dim = level["codes"].shape
+def _build_table(levels: Sequence[tuple[DocumentName, dict[str, Any]]], dim: int, run_id: str) -> pa.Table:
+    """The levels one below the other. Arrow's arrays are made once for all of them: made for every level, they would
+    cost more than the encoder on a corpus of one-line documents."""
     schema = features_schema(dim)
-    granularity = level["granularity"]
-    keys = [row_key(name.source, name.doc_id, granularity, ordinal) for ordinal in range(num_rows)]
+    if not levels:
+        return schema.empty_table()
+    sizes = [len(level["ordinal"]) for _, level in levels]
+    keys = [
+        row_key(name.source, name.doc_id, level["granularity"], ordinal)
+        for (name, level), size in zip(levels, sizes, strict=True)
+        for ordinal in range(size)
+    ]
+    fingerprints = np.concatenate([level["fingerprint"] for _, level in levels])
     values: dict[str, Any] = {
-        **level,
         "key": keys,
-        "doc_id": [name.doc_id] * num_rows,
-        "granularity": [granularity] * num_rows,
-        "source_version": [name.source_version] * num_rows,
-        "run_id": [run_id] * num_rows,
-        "density": level["density"].astype(np.float16),
-        "fingerprint": [row.tobytes() for row in level["fingerprint"]],
+        "doc_id": _repeat([name.doc_id for name, _ in levels], sizes),
+        "granularity": _repeat([level["granularity"] for _, level in levels], sizes),
+        "source_version": _repeat([name.source_version for name, _ in levels], sizes),
+        "run_id": _repeat([run_id] * len(levels), sizes),
+        "density": np.concatenate([level["density"].astype(np.float16) for _, level in levels]),
+        "fingerprint": [row.tobytes() for row in fingerprints],
     }
     arrays = []
     for field in schema:
-        if field.name == "codes":
-            flat = pa.array(np.ascontiguousarray(level["codes"]).reshape(-1), pa.int8())
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-        else:
+        if field.name in values:
             arrays.append(pa.array(values[field.name], field.type))
+            continue
+        joined = np.concatenate([level[field.name] for _, level in levels])
+        if field.name == "codes":
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(joined.reshape(-1), pa.int8()), type=field.type))
+        else:
+            arrays.append(pa.array(joined, field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _repeat(values: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]

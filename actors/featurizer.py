@@ -34,7 +34,7 @@ from lodestream.actors.tokenize import Tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
 from lodestream.kernels.weights import ModelFolder, read_model_folder
-from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
+from lodestream.schema import DOCUMENTS_SCHEMA
 
 if TYPE_CHECKING:
     from lodestream.actors.leaf_encoder import LeafEncoder
@@ -267,16 +267,18 @@ class Featurizer:
         encoded = self.encode_segments(all_spans, known, counts)
         started = time.perf_counter()
         now_us = time.time_ns() // 1000
-        tables = [features_schema(self.model.dim).empty_table()]
+        dim = self.model.dim
         names = _document_names(prepared)
-        num_special = (len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids))
-        for name, spans in zip(names, all_spans, strict=True):
-            if not spans.num_segments:
-                continue
-            parts = [known[f] if f in known else encoded[f] for f in spans.fingerprints()]
-            leaves = concat_leaves(parts, self.model.dim)
-            tables.append(build_feature_rows(name, spans, leaves, num_special=num_special, run_id=run_id))
-        features = pa.concat_tables(tables)
+        features = build_feature_rows(
+            (
+                (name, spans, concat_leaves([known.get(f) or encoded[f] for f in spans.fingerprints()], dim))
+                for name, spans in zip(names, all_spans, strict=True)
+                if spans.num_segments
+            ),
+            dim=dim,
+            num_special=(len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids)),
+            run_id=run_id,
+        )
         documents = self._document_rows(prepared, all_spans, now_us, run_id)
         counts.clock("combine", started)
         return EncodedBatch(features=features, documents=documents, encoded=encoded, counts=counts)

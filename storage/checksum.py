@@ -53,7 +53,8 @@ def sum_features(rows: pa.Table) -> FeatureSums:
     """Return the checksums of the documents in ``rows``."""
     sums = FeatureSums()
     for batch in rows.to_batches():
-        sums.add(batch)
+        if batch.num_rows:
+            sums.add(batch)
     return sums
 
 
