@@ -138,6 +138,7 @@ def _follow(pointer: PointerRecord, tables: dict[str, int], lease: Lease) -> Poi
         recipe=pointer.recipe,
         run_id=pointer.run_id,
         published_at=datetime.now(UTC),
+        checkpoint=pointer.checkpoint,
     )
     # The epoch goes up with it: a run of the older lodestream that is still under way is fenced off.
     return pointer.follow(
