@@ -8,10 +8,11 @@ same. docs/sources.md has the modes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -55,6 +56,7 @@ class PostgresTable:
         """
         self.name = name
         self._config = config
+        self._kept: tuple[weakref.finalize[..., Any], PostgresSession] | None = None
         self._names = RowNames(
             source=name,
             prefix=f"{name}/" if prefix_ids else "",
@@ -62,9 +64,18 @@ class PostgresTable:
         )
 
     def incarnation(self) -> str:
-        """The server, its timeline, the database and the table: a restored or promoted server is another."""
-        with self._connect() as session:
-            return f"postgres:{read_facts(session, self.name, self._config.table).identity}"
+        """The server, its timeline, the database and the table: a restored or promoted server is another.
+
+        The connection is kept for ``changes``: making one costs more than all that a refresh without changes asks.
+        """
+        session = self._connect()
+        try:
+            identity = read_facts(session, self.name, self._config.table).identity
+        except BaseException:
+            session.close()
+            raise
+        self._kept = weakref.finalize(self, session.close), session
+        return f"postgres:{identity}"
 
     def changes(self, since: Cursor | None, known: KnownStates, *, retry: Collection[str] = ()) -> SourceChanges:
         """See ``Source.changes``.
@@ -123,7 +134,13 @@ class PostgresTable:
         return SourceCheck(level="warn" if warnings else "pass", detail=detail, fix="; ".join(warnings))
 
     def _connect(self) -> PostgresSession:
-        return PostgresSession(self.name, self._config.url)
+        """The connection that was kept, or a new one."""
+        if self._kept is None:
+            return PostgresSession(self.name, self._config.url)
+        finalizer, session = self._kept
+        finalizer.detach()
+        self._kept = None
+        return session
 
     def _examine(self, session: PostgresSession) -> tuple[TableFacts, ModeChoice]:
         facts = read_facts(session, self.name, self._config.table)
