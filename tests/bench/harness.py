@@ -66,8 +66,9 @@ def record(
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    where = "" if x is None else f" at {x}"
-    print(f"{name}: {provider}: {metric}{where} = {p50:.6g} {unit} (p20 {p20:.6g}, p80 {p80:.6g}, n {len(values)})")
+    what = metric if x is None else f"{metric}, {x}"
+    spread = f"{p20:.4g} to {p80:.4g}, n {len(values)}" if len(values) > 1 else ""
+    print(f"{provider:<48} {what:<72} {p50:>10.4g} {unit:<12} {spread}".rstrip(), flush=True)
     return line
 
 

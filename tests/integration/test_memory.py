@@ -37,7 +37,6 @@ def uses(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryUse, MemoryUse
     return backfill(folder / "small", model, 1), backfill(folder / "large", model, 8)
 
 
-@pytest.mark.timeout(280)
 def test_within_the_budget_and_flat(uses: tuple[MemoryUse, MemoryUse]) -> None:
     small, large = uses
     tokens = [json.loads(use.output.splitlines()[-1])["tokens"]["encoded"] for use in uses]
