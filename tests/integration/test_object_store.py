@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from lodestream.errors import ConfigError, NotFoundError, StoreNotFound, StoreUnreachable
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.location import Location
+from lodestream.storage.registers.options import RegisterOptions
 from lodestream.storage.snapshot import read_pointer
 from lodestream.storage.store import FeatureStore
 from tests.support.servers import find_free_port, s3_bucket, s3_options, s3_server
@@ -80,36 +83,57 @@ def test_no_bucket_no_rights_no_answer(s3_options: dict[str, str], location: Loc
         type(table).open(gone.child("features.lance"), table.schema, version=table.version)
 
 
-def test_end_to_end(tmp_path: Path, s3_bucket: str, s3_options: dict[str, str]) -> None:
+def test_an_endpoint_that_gives_no_answer(tmp_path: Path, location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again until patience ends; then one clear error that says to try later, in reading as in writing."""
+    publish(FeatureStore.open_or_create(location, dim=DIM), {"a": ["1"]})
+    port = find_free_port()
+    impatient = partial(RegisterOptions, give_up_after_s=1.0)
+    monkeypatch.setattr("lodestream.storage.registers.opening.RegisterOptions", impatient)
+    monkeypatch.setattr("lodestream.storage.coordination.RegisterOptions", impatient)
+    down = Location.parse(location.uri, {**location.options, "aws_endpoint": f"http://127.0.0.1:{port}"})
+    for attempt in (FeatureStore.open, read_pointer, lambda place: FeatureStore.open_or_create(place, dim=DIM)):
+        began = time.monotonic()
+        with pytest.raises(StoreUnreachable, match="cannot be reached(.|\n)*same command again") as caught:
+            attempt(down)
+        assert time.monotonic() - began >= 0.2, "it was not asked again"
+        assert caught.value.exit_code == 75
+
+
+def test_end_to_end(
+    tmp_path: Path, s3_bucket: str, s3_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a user types, with the endpoint in the configuration and the credentials in the environment."""
-    workspace = Workspace.create(tmp_path / "work", short_topics(4))
-    environ = {
-        "LODESTREAM__STORE__URI": f"s3://{s3_bucket}/store",
-        "LODESTREAM__STORE__OPTIONS__AWS_ENDPOINT": s3_options["aws_endpoint"],
-        "LODESTREAM__RUN__EXECUTOR": "local",
+    credentials = {
         "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_ACCESS_KEY_ID": s3_options["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": s3_options["aws_secret_access_key"],
     }
-    checked = workspace.command("check", environ=environ)
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    settings = (f"store.uri=s3://{s3_bucket}/store", f"store.options.aws_endpoint={s3_options['aws_endpoint']}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    workspace = Workspace.create(tmp_path / "work", short_topics(4), *settings)
+    checked = workspace.command("check", *options)
     assert "conditional writes work" in checked.stdout, checked.stdout + checked.stderr
-    assert last_json(workspace.command("run", "--json", environ=environ))["documents"]["new"] == 4
+    first = workspace.command("run", "--json", *options)
+    assert last_json(first)["documents"]["new"] == 4, first.stderr
     (workspace.docs / next(iter(short_topics(1)))).unlink()
-    done = last_json(workspace.command("refresh", "--json", environ=environ))
-    assert (done["documents"]["deleted"], done["snapshot"]) == (1, {"before": 1, "after": 2})
-    hits = workspace.command("search", "operator precedence", environ=environ)
+    assert workspace.run().as_dict()["snapshot"] == {"before": 1, "after": 2}
+    back = workspace.command("snapshots", "rollback", "1", "--yes", *options)
+    assert back.stdout == "snapshot 2 -> 3, which is 1 again\n"
+    again = workspace.run().as_dict()
+    assert (again["documents"]["deleted"], again["snapshot"]) == (1, {"before": 3, "after": 4})
+    hits = workspace.command("search", "operator precedence", *options)
     assert hits.returncode == 0 and hits.stdout
-    local = workspace.command("run", "--json", environ=environ | {"LODESTREAM__STORE__URI": str(tmp_path / "local")})
-    assert local.returncode == 0
+    assert sorted(os.listdir(workspace.root)) == ["docs", "lodestream.toml"]
     location = Location.parse(f"s3://{s3_bucket}/store", s3_options)
-    assert not {item.name.split("/")[0] for item in location.list_objects()} - {
+    assert {item.name.split("/")[0] for item in location.list_objects()} == {
         "features.lance",
         "documents.lance",
         "source_state.lance",
         "pointer.json",
+        "lease.json",
     }
-    assert sorted(os.listdir(workspace.root)) == ["docs", "lodestream.toml"]
-    assert read_pointer(location)[0].sequence == 2
-    assert_equal_stores(
-        FeatureStore.open(location).open_snapshot(), FeatureStore.open(str(tmp_path / "local")).open_snapshot()
-    )
+    workspace.run(f"store.uri={tmp_path / 'local'}")
+    local = FeatureStore.open(str(tmp_path / "local"))
+    assert_equal_stores(FeatureStore.open(location).open_snapshot(), local.open_snapshot())
