@@ -189,10 +189,11 @@ class Lease:
                 version = self._swap(record)
             except (CommitConflict, CommitStateUnknown) as error:
                 self._lose(error.message)
-            except StoreError as error:
-                _LOG.warning("the lease of %s could not be renewed: %s", self._place, error.message)
+            except (StoreError, OSError) as error:
+                reason = error.message if isinstance(error, StoreError) else str(error)
+                _LOG.warning("the lease of %s could not be renewed: %s", self._place, reason)
                 if self._clock() - self._heard_at >= self._ttl_s:
-                    self._lose(error.message)
+                    self._lose(reason)
             else:
                 self._held, self._heard_at = (record, version), asked_at
 

@@ -113,6 +113,8 @@ class FeatureStore:
             if as_of is not None:
                 raise ValueError("a snapshot is named by its number or by a moment, not by both")
             record = pointer.find_snapshot(sequence)
+        elif as_of is not None and as_of.tzinfo is None:
+            raise ValueError("a moment needs a time zone")
         else:
             record = pointer.history[-1] if as_of is None else pointer.find_latest(as_of)
         return Snapshot(self.location, pointer.dim, record)

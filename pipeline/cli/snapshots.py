@@ -51,6 +51,7 @@ def rollback(
     debug: Debug = False,
 ) -> None:
     """Publish an earlier snapshot anew. The next refresh computes again what its sources have changed since."""
+    from lodestream.errors import ConfigError
     from lodestream.pipeline.rollback import roll_back
     from lodestream.storage.snapshot import read_pointer
 
@@ -61,7 +62,10 @@ def rollback(
     if pointer.staged is not None:
         output.tell(f"what the unfinished run {pointer.staged.run_id} has staged is given up")
     if not yes:
-        typer.confirm(f"go back from snapshot {pointer.sequence} to {sequence} ({earlier.published_at})?", abort=True)
+        if as_json:
+            raise ConfigError("a rollback changes what every reader sees", "add --yes to carry it out")
+        question = f"go back from snapshot {pointer.sequence} to {sequence} ({earlier.published_at})?"
+        typer.confirm(question, abort=True, err=True)
     snapshot = roll_back(loaded, sequence)
     if as_json:
         output.print_json({"snapshot": {"before": pointer.sequence, "after": snapshot.sequence}, "same_as": sequence})

@@ -48,7 +48,7 @@ def unlock(
     debug: Debug = False,
 ) -> None:
     """Take the right to write from a run that hangs. If it is alive after all, it stops and publishes nothing."""
-    from lodestream.errors import NotFoundError
+    from lodestream.errors import ConfigError, NotFoundError
     from lodestream.storage.coordination import open_lease
     from lodestream.storage.lease import break_lease, read_lease
 
@@ -59,7 +59,10 @@ def unlock(
     if found is None or found[0].released:
         raise NotFoundError("nobody holds the lease", "lodestream status")
     if not yes:
-        typer.confirm(f"take the lease from {output.show_line(found[0].holder)} (epoch {found[0].epoch})?", abort=True)
+        if as_json:
+            raise ConfigError("the holder may be alive, and would stop", "add --yes to take the lease all the same")
+        question = f"take the lease from {output.show_line(found[0].holder)} (epoch {found[0].epoch})?"
+        typer.confirm(question, abort=True, err=True)
     broken = break_lease(register, epoch)
     if as_json:
         output.print_json({"holder": broken.holder, "epoch": broken.epoch})

@@ -219,6 +219,22 @@ def test_no_answer_for_less_than_a_ttl_loses_nothing(register: MemoryRegister, c
     assert lease.lost.is_set() and register.number == before
 
 
+def test_a_disk_that_fails_is_no_answer_either(
+    register: MemoryRegister, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(expected: str | None, record: dict[str, Any]) -> str:
+        raise OSError(5, "Input/output error")
+
+    lease = make_lease(register, clock)
+    lease.acquire()
+    monkeypatch.setattr(register, "cas", fail)
+    lease.renew()
+    assert not lease.lost.is_set()
+    clock.now += TTL_S
+    with pytest.raises(LeaseLost, match="Input/output"):
+        lease.require()
+
+
 def test_lost_replies_are_settled_by_the_nonce(register: MemoryRegister, clock: FakeClock) -> None:
     register.lose_replies = 1
     lease = make_lease(register, clock)

@@ -90,6 +90,8 @@ def test_by_moment(store: FeatureStore) -> None:
         store.open_snapshot(as_of=first.published_at - instant)
     with pytest.raises(ValueError, match="not by both"):
         store.open_snapshot(1, as_of=NOON)
+    with pytest.raises(ValueError, match="time zone"):
+        store.open_snapshot(as_of=NOON.replace(tzinfo=None))
 
 
 def test_retention_stays_until_it_is_changed(store: FeatureStore) -> None:
