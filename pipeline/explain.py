@@ -65,7 +65,8 @@ def explain_document(loaded: LoadedConfig, doc_id: str) -> Explanation:
     document = _read_document(snapshot, doc_id)
     state = _read_state(snapshot, doc_id)
     checkpoint = pointer.checkpoint if pointer else {}
-    candidate = _ask_sources(open_sources(loaded), snapshot, checkpoint, doc_id)
+    sources = _choose_sources(open_sources(loaded), state, doc_id)
+    candidate = _ask_sources(sources, snapshot, checkpoint, doc_id)
     if document is None and state is None and candidate is None:
         raise NotFoundError(
             f"neither the store nor a source has a document {doc_id!r}",
@@ -94,6 +95,15 @@ def _read_state(snapshot: Snapshot | None, doc_id: str) -> dict[str, Any] | None
         return None
     rows: list[dict[str, Any]] = find_rows(snapshot, "source_state", [doc_id], SOURCE_STATE_SCHEMA.names).to_pylist()
     return rows[0] if rows else None
+
+
+def _choose_sources(sources: dict[str, Source], state: dict[str, Any] | None, doc_id: str) -> dict[str, Source]:
+    """Whose the document is, or may be: where there are several sources, names begin with theirs."""
+    if state is not None:
+        return {name: source for name, source in sources.items() if name == state["source"]}
+    if len(sources) > 1:
+        return {name: source for name, source in sources.items() if doc_id.startswith(f"{name}/")}
+    return sources
 
 
 def _ask_sources(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.errors import SourceContract
@@ -106,7 +107,6 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> 
     featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
     sources = open_sources(loaded)
     quarantined = _read_quarantined(pointer, published)
-    due = _choose_retries(quarantined, retry)
     checkpoint = pointer.checkpoint if pointer else {}
     surveys = [
         survey_source(
@@ -114,7 +114,7 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> 
             published,
             checkpoint.get(name, {}),
             other_features=pointer is not None and pointer.feature_version != featurizer.feature_version,
-            retry=due,
+            retry=_choose_retries(quarantined, name, retry),
         )
         for name, source in sources.items()
     ]
@@ -133,23 +133,29 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> 
         surveys=surveys,
         unconfigured=unconfigured,
         states=states,
-        quarantined=frozenset(row_id for row_id in quarantined),
+        quarantined=frozenset(quarantined),
         vanished=_find_vanished(published, deleted, featurizer.feature_version) if has_new else {},
     )
 
 
-def _read_quarantined(pointer: PointerRecord | None, published: Snapshot | None) -> dict[str, datetime]:
-    """doc_id -> time of the next attempt. The table is not even opened where the last run left nobody there."""
+def _read_quarantined(pointer: PointerRecord | None, published: Snapshot | None) -> dict[str, dict[str, Any]]:
+    """Rows of ``source_state`` of the documents in quarantine, by doc_id. The table is not even opened where the last
+    run left nobody there."""
     if pointer is None or not pointer.run.get("documents", {}).get("quarantined", 1):
         return {}
-    return {row["doc_id"]: row["retry_at"] for row in read_quarantine(published)}
+    return {row["doc_id"]: row for row in read_quarantine(published)}
 
 
-def _choose_retries(quarantined: Mapping[str, datetime], retry: Collection[str] | None) -> frozenset[str]:
-    if retry is not None:
-        return frozenset(retry)
+def _choose_retries(
+    quarantined: Mapping[str, Mapping[str, Any]], source: str, retry: Collection[str] | None
+) -> frozenset[str]:
+    """Which documents of one source are tried again: of another source's names it could make nothing."""
     now = datetime.now(UTC)
-    return frozenset(doc_id for doc_id, retry_at in quarantined.items() if retry_at <= now)
+    return frozenset(
+        doc_id
+        for doc_id, row in quarantined.items()
+        if row["source"] == source and (row["retry_at"] <= now if retry is None else doc_id in retry)
+    )
 
 
 def _find_vanished(published: Snapshot | None, deleted: Sequence[str], feature_version: str) -> dict[MoveKey, str]:

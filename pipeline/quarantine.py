@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lodestream.errors import NotFoundError, StoreNotFound
+from lodestream.errors import GuardRefused, NotFoundError, StoreNotFound
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.report import name_run
 from lodestream.pipeline.session import read_published
@@ -54,11 +54,15 @@ def drop_quarantined(loaded: LoadedConfig, doc_ids: Collection[str]) -> int:
     Raises:
         NotFoundError: one of them is not in quarantine.
         LeaseHeld: a run is under way.
+        GuardRefused: a run was interrupted and is to be continued first.
     """
     dropped = choose_quarantined(loaded, doc_ids)
     pointer = read_published(loaded.store_location)
     if pointer is None:
         raise StoreNotFound(f"there is no store at {loaded.store_location}", "lodestream run")
+    if pointer.staged is not None:
+        # A transaction takes over what is staged: this one would publish half a run.
+        raise GuardRefused(f"the run {pointer.staged.run_id} is unfinished", "lodestream run, then the same again")
     store = FeatureStore.open(loaded.store_location)
     run_id = name_run()
     with store.open_lease(f"quarantine drop {run_id}", ttl_s=loaded.config.lease.ttl_s) as lease:

@@ -7,13 +7,15 @@ torch nor Ray and writes no table.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
-from lodestream.errors import CommitConflict, QuarantineShareExceeded
+from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareExceeded
 from lodestream.pipeline.changes import PlannedRead, Survey, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
@@ -26,6 +28,8 @@ from lodestream.pipeline.upkeep import finish_run
 from lodestream.pipeline.work import ChunkWriter, ShowProgress, Work
 from lodestream.storage.lease import Lease
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def run(
@@ -57,6 +61,8 @@ def run(
         # The plan rests on what is published: nobody may publish between it and its end.
         is_there = read_published(location) is not None
         lease = _take_lease(held, FeatureStore.open(location), loaded, run_id, note) if is_there else None
+        if lease is not None:
+            held.enter_context(_note_failure(FeatureStore.open(location), lease, run_id))
         plan = make_plan(loaded, retry=retry)
         # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
         if not allow_mass_delete:
@@ -65,6 +71,7 @@ def run(
         if lease is None:
             lease = _take_lease(held, store, loaded, run_id, note)
             _require_unpublished(store)
+            held.enter_context(_note_failure(store, lease, run_id))
         report = _begin_report(plan, run_id)
         transaction = _carry_out(loaded, plan, store, lease, report, show_progress=show_progress, note=note)
         _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
@@ -72,6 +79,22 @@ def run(
         if report.snapshot_after != report.snapshot_before:
             finish_run(loaded, store, report, lease)
     return report
+
+
+@contextmanager
+def _note_failure(store: FeatureStore, lease: Lease, run_id: str) -> Iterator[None]:
+    """Leaves a word in the pointer where the run fails, for ``status``: the lease is still held then."""
+    try:
+        yield
+    except LodestreamError as error:
+        try:
+            run = store.pointer().run
+            failure = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), **error.as_dict()}
+            in_a_row = run.get("failure", {}).get("in_a_row", 0) + 1
+            store.note_run({**run, "failure": failure | {"in_a_row": in_a_row}}, lease=lease)
+        except LodestreamError as other:
+            _LOG.warning("the failure of run %s could not be noted: %s", run_id, other.message)
+        raise
 
 
 def _take_lease(

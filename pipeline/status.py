@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lodestream.errors import StoreNotFound
 from lodestream.pipeline.config import LoadedConfig
@@ -14,6 +14,8 @@ from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
+
+_APART: Final = ("recent", "failure")
 
 Health = Literal["healthy", "degraded", "empty"]
 
@@ -88,7 +90,8 @@ class Status:
                 "lag_seconds": max((source.lag_s for source in self.sources), default=None),
             },
             "quarantined": _count_quarantined(pointer),
-            "last_run": {name: value for name, value in pointer.run.items() if name != "recent"} or None,
+            "last_run": {name: value for name, value in pointer.run.items() if name not in _APART} or None,
+            "failure": pointer.run.get("failure"),
             "recent_runs": pointer.run.get("recent", []),
         }
 
@@ -158,6 +161,10 @@ def _judge(pointer: PointerRecord, sources: Sequence[SourceLag], target_s: float
     unfinished = f"a run (begun by {staged.run_id}) is under way or was interrupted" if staged else ""
     if not pointer.sequence:
         return "empty", f"nothing is published yet{'; ' + unfinished if unfinished else ''}; next: lodestream run"
+    failure = pointer.run.get("failure")
+    if failure:
+        times = "the last run" if failure["in_a_row"] == 1 else f"the last {failure['in_a_row']} runs"
+        return "degraded", f"{times} failed: {failure['message']}; next: {failure['hint'] or 'lodestream check'}"
     slowest = max(sources, key=lambda source: source.lag_s, default=None)
     if target_s and slowest is not None and slowest.lag_s > target_s:
         return "degraded", (

@@ -117,7 +117,8 @@ class ChunkWriter:
         kept = [self._quarantine_row(base, row) for row in output.select(QUARANTINED)]
         features, documents = self._move(moved)
         self._transaction.write_chunk(
-            features=pa.concat_tables([output.features, features]),
+            # One batch instead of several a document: what the store does to each batch it then does once.
+            features=pa.concat_tables([output.features, features]).combine_chunks(),
             documents=pa.concat_tables(
                 [output.documents, pa.Table.from_pylist(kept, schema=DOCUMENTS_SCHEMA), documents]
             ),

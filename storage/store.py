@@ -9,7 +9,7 @@ versions are published.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -142,6 +142,17 @@ class FeatureStore:
             floor=lambda: self.pointer().epoch,
             show_wait=show_wait,
         )
+
+    def note_run(self, run: Mapping[str, Any], *, lease: Lease) -> None:
+        """Change what the pointer says of the last run, and nothing else: for a run that could not publish.
+
+        Raises:
+            LeaseLost: the lease is not held any more.
+            CommitConflict: another writer was faster.
+        """
+        lease.require()
+        pointer, version = read_pointer(self.location)
+        open_register(self.location).cas(version, pointer.follow(run=dict(run)).to_json())
 
     def begin(
         self,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from lodestream.errors import MassDeletionRefused
+from lodestream.errors import MassDeletionRefused, SourceContract
 from lodestream.pipeline import states
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.sources.files import FileReader
+from lodestream.pipeline.status import read_status
 from lodestream.storage import steps
 from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores, read_store, short_topics
@@ -177,7 +181,8 @@ def test_half_of_many_documents_gone_is_refused_before_anything_is_written(tmp_p
     before = FeatureStore.open(str(workspace.store)).pointer()
     with pytest.raises(MassDeletionRefused, match="51 of 102 documents"):
         workspace.run()
-    assert FeatureStore.open(str(workspace.store)).pointer() == before
+    after = FeatureStore.open(str(workspace.store)).pointer()
+    assert (after.epoch, after.tables, after.checkpoint) == (before.epoch, before.tables, before.checkpoint)
     workspace.write("50.md", "Note 50 on tides.\n")
     assert tally(workspace.run()) == {"seen": 52, "same": 52, "deleted": 50}
 
@@ -313,3 +318,71 @@ def test_vanished_after_it_was_listed_is_left_for_the_next_run(
     monkeypatch.setattr(FileReader, "read", vanish)
     assert tally(workspace.run()) == {"seen": 9, "same": 8}
     assert tally(workspace.run()) == {"seen": 8, "same": 8}
+
+
+def test_failed_run_leaves_its_reason_and_a_good_one_takes_it_away(workspace: Workspace) -> None:
+    before = FeatureStore.open(str(workspace.store)).pointer()
+    workspace.docs.rename(workspace.root / "away")
+    for _ in range(2):
+        with pytest.raises(SourceContract):
+            workspace.run()
+    status = read_status(workspace.load())
+    assert status.health == "degraded"
+    assert "the last 2 runs failed" in status.reason and "does not exist" in status.reason
+    after = FeatureStore.open(str(workspace.store)).pointer()
+    assert (after.sequence, after.tables, after.checkpoint) == (before.sequence, before.tables, before.checkpoint)
+    (workspace.root / "away").rename(workspace.docs)
+    assert tally(workspace.run()) == {"seen": 8, "same": 8}
+    assert read_status(workspace.load()).health == "healthy"
+
+
+def test_readers_see_whole_snapshots_while_refreshes_publish(workspace: Workspace) -> None:
+    """Every version of the two documents says its number; a reader that sees two numbers saw a mixture."""
+    numbers: list[int] = []
+    ends = threading.Event()
+    store = FeatureStore.open(str(workspace.store))
+
+    def write(number: int) -> None:
+        for name in ("one.md", "two.md"):
+            workspace.write(name, f"Version {number} of a note on tides.\n")
+
+    def read() -> None:
+        while not ends.is_set():
+            snapshot = store.open_snapshot()
+            found = set()
+            for name in ("one.md", "two.md"):
+                document = snapshot.get_document(name)
+                assert document is not None
+                rows = snapshot.get_features(name, "document")
+                assert rows.column("char_end")[0].as_py() == len(document["text"])
+                found.add(int(document["text"].split()[1]))
+            assert len(found) == 1, found
+            numbers.append(found.pop())
+
+    write(0)
+    workspace.run()
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for number in (10, 1000, 100000):
+                write(number)
+                workspace.run("run.chunk_documents=1")
+        finally:
+            ends.set()
+        for reader in readers:
+            reader.result(timeout=60)
+    assert len(set(numbers)) > 1
+
+
+def test_retries_are_asked_of_the_source_that_has_the_document(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "work", {"a.md": "A note.\n", "b.md": b"\x00\x01".decode()})
+    settings = ("sources.more.kind=sqlite", "sources.more.path=notes.db", "sources.more.table=notes")
+    connection = sqlite3.connect(workspace.root / "notes.db")
+    connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+    connection.execute("INSERT INTO notes VALUES (1, 'A row on tides.')")
+    connection.commit()
+    connection.close()
+    report = workspace.run(*settings)
+    assert tally(report) == {"seen": 3, "new": 2, "quarantined": 1}
+    again = workspace.run(*settings, retry=["docs/b.md"])
+    assert tally(again)["quarantined"] == 1 and state_of(workspace, "docs/b.md")["quarantine_attempts"] == 2
