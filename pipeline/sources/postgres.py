@@ -124,14 +124,15 @@ class PostgresTable:
             facts, choice = self._examine(session)
             bounds = read_bounds(session, choice.mode, facts, low=None)
         config = self._config
-        detail = f"{config.table} at {show_url(config.url)}, about {max(0, facts.num_rows)} rows; mode {choice.mode}: "
-        detail += choice.why
+        num_rows = f", about {facts.num_rows} rows" if facts.num_rows >= 0 else ""  # below 0: never analysed
+        detail = f"{config.table} at {show_url(config.url)}{num_rows}; mode {choice.mode}: {choice.why}"
         warnings = [*choice.warnings, *bounds.warnings]
         if config.id_column not in facts.unique:
             warnings.append(f"nothing makes {config.id_column} unique: a run stops at the first id that comes twice")
         if choice.mode != "scan" and not config.tombstone_table:
             detail += "; deletes show when all rows are looked at"
-        return SourceCheck(level="warn" if warnings else "pass", detail=detail, fix="; ".join(warnings))
+        fixes = [*warnings, choice.advice] if choice.advice else warnings
+        return SourceCheck(level="warn" if warnings else "pass", detail=detail, fix="; ".join(fixes))
 
     def _connect(self) -> PostgresSession:
         """The connection that was kept, or a new one."""

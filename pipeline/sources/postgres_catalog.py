@@ -7,11 +7,13 @@ lost.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from lodestream.errors import SourceContract
 from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.durations import format_duration
 from lodestream.pipeline.sources.postgres_session import PostgresSession
 from lodestream.pipeline.sql_names import quote_name, quote_table
 
@@ -116,12 +118,14 @@ class TableFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeChoice:
-    """How changes are found, by which column, why, and what should be mended although it works."""
+    """How changes are found, by which column, why, and what should be mended although it works; ``advice`` is what to
+    type for a mode that loses nothing."""
 
     mode: SqlMode
     column: str
     why: str
     warnings: tuple[str, ...] = ()
+    advice: str = ""
 
 
 def read_facts(session: PostgresSession, source: str, table: str) -> TableFacts:
@@ -196,10 +200,18 @@ def choose_mode(source: str, config: PostgresSource, facts: TableFacts) -> ModeC
         if isinstance(found, ModeChoice):
             better = "; ".join(f"not {other}: {why}" for other, (why, _) in refused.items())
             why = f"{found.why} ({better})" if better else found.why
-            return ModeChoice(mode=found.mode, column=found.column, why=why, warnings=found.warnings)
+            return replace(found, why=why, advice=_advise(found.mode, refused))
         refused[mode] = found
     why, hint = refused[config.mode]
     raise SourceContract(f"sources.{source}.mode = {config.mode} would lose rows: {why}", hint)
+
+
+def _advise(mode: SqlMode, refused: Mapping[str, tuple[str, str]]) -> str:
+    """What to type for an exact mode where rows may be lost: the last one refused is the one nearest to hold."""
+    if mode != "lookback" or not refused:
+        return ""
+    better, (_, hint) = list(refused.items())[-1]
+    return f"to lose nothing, whatever the transactions, mode {better}: {hint}"
 
 
 Examined = ModeChoice | tuple[str, str]
@@ -275,8 +287,9 @@ def _examine_lookback(name: str, config: PostgresSource, facts: TableFacts) -> E
             f"no trigger sets {column} when a row is updated: what its writers forget shows in the sweep only"
         )
     why = (
-        f"rows with {column} in the last {config.lookback:g} s before the cursor are read again: complete while no "
-        f"transaction is open longer, and every {config.sweep_every:g} s a sweep counts what was lost"
+        f"rows with {column} in the last {format_duration(config.lookback)} before the cursor are read again: complete "
+        f"while no transaction is open longer, and every {format_duration(config.sweep_every)} a sweep counts what was "
+        "lost"
     )
     return ModeChoice(mode="lookback", column=column, why=why, warnings=tuple(warnings))
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from lodestream.errors import SourceContract
 from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.durations import format_duration
 from lodestream.pipeline.sources.sqlite_session import SqliteSession
 from lodestream.pipeline.sql_names import quote_name
 
@@ -43,9 +44,9 @@ def choose_mode(session: SqliteSession, source: str, config: SqliteSource) -> Mo
         raise SourceContract(f"{name}.mode = log, but no log_table is set", f"type: {write_log(config)}")
     if config.mode in ("auto", "lookback") and config.updated_column:
         why = (
-            f"rows with {config.updated_column} in the last {config.lookback:g} s before the cursor are read again: "
-            f"complete while no transaction is open longer, and every {config.sweep_every:g} s a sweep counts what was "
-            "lost"
+            f"rows with {config.updated_column} in the last {format_duration(config.lookback)} before the cursor are "
+            f"read again: complete while no transaction is open longer, and every "
+            f"{format_duration(config.sweep_every)} a sweep counts what was lost"
         )
         return ModeChoice(mode="lookback", why=why)
     if config.mode == "lookback":

@@ -49,7 +49,8 @@ def test_auto_takes_the_best_mode_that_holds_and_says_why(plain_url: str) -> Non
     both = {"xid_column": "change_xid", "updated_column": "updated_at", "tombstone_table": ""}
     assert "mode xid: change_xid holds" in open_table(plain_url, "auto", **both).check().detail
     updated = open_table(plain_url, "auto", **both | {"xid_column": ""}).check()
-    assert "mode lookback" in updated.detail and "not holdback: the role plain_" in updated.detail
+    assert "mode lookback" in updated.detail and "GRANT pg_read_all_stats TO" in updated.fix
+    assert "in the last 15m" in updated.detail and "not holdback: the role plain_" in updated.detail
     neither = open_table(plain_url, "auto", **both | {"xid_column": "", "updated_column": ""}).check()
     assert "mode scan: every row is compared" in neither.detail and "not xid: no xid_column is set" in neither.detail
 

@@ -108,6 +108,13 @@ def test_a_mode_that_would_lose_rows_is_refused_with_what_to_type(mode: str, fac
     assert hint in caught.value.hint
 
 
+def test_a_mode_that_may_lose_rows_comes_with_what_to_type_for_one_that_does_not() -> None:
+    unseen = make_facts({"change_xid": {"stamped_on": 0}}, sees_all_transactions=False)
+    advice = choose_mode("pg", make_config(), unseen).advice
+    assert advice.startswith("to lose nothing") and "mode holdback: type: GRANT pg_read_all_stats" in advice
+    assert not choose_mode("pg", make_config(), make_facts()).advice
+
+
 def test_what_slows_a_mode_down_is_a_warning() -> None:
     (warning,) = choose_mode("pg", make_config(), make_facts(indexed=[])).warnings
     assert 'CREATE INDEX CONCURRENTLY ON "docs" ("change_xid");' in warning
