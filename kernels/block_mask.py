@@ -93,11 +93,11 @@ def build_mask(
         floor_R: float32 [R] of ``floor_rows``, on the device of q; zeros where None.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
-    Forced are: the blocks under a row and one to either side, the first block of every row, and all blocks of the first
-    row, which holds the token that some models pool by and that others let take up what no key wants.
+    Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
+    token takes up what no other key wants. (As a query it has a correction row of its own.)
 
     Guarantees: a segment's mask does not depend on what shares its batch; nothing waits for the device.
-    Cost: 1 / (2 x 16 x 16) of the FLOPs of dense attention, and as many exponentials as there are pairs of cells.
+    Cost: 1 / (16 x 16) of the FLOPs of dense attention, and as many exponentials as there are pairs of cells.
     Source: scores from pooled queries and keys, here over 16 tokens, since rotary positions average out over more.
     """
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
@@ -112,30 +112,39 @@ def build_mask(
 def estimate_mass(
     q_nHD: torch.Tensor, cells: CellSummary, segment: SegmentBlocks, query_block: int, *, scale: float
 ) -> torch.Tensor:
-    """float32 [H, rows, blocks]: the share of a row's softmax that each block holds, estimated from cell means."""
-    q_HcD = mean_cells(split_cells(q_nHD, segment), segment).transpose(0, 1)
-    k_HcD = cells.keys_CHD[segment.cells].transpose(0, 1).float()
+    """float32 [H, rows, blocks]: the share of a row's softmax that each block holds, estimated from its cells.
+
+    The mean of exp over a cell is taken for that of a normal distribution, exp(mean + variance / 2): without the
+    variance, a cell with one strong key among weak ones would look weak.
+    """
+    q_HcD = scale * mean_cells(split_cells(q_nHD, segment), segment).transpose(0, 1)
     num_cells = segment.num_blocks * CELLS_PER_BLOCK
+    used = slice(segment.cell_start, segment.cell_start + num_cells)
+    # Both terms in one product: q . mean + q^2 / 2 . variance.
+    keys = torch.cat([cells.keys_CHD[used].float(), cells.key_variances_CHD[used]], 2).transpose(0, 1)
+    queries = torch.cat([q_HcD, q_HcD.square() / 2], 2)
     at_once = max(1, _SCORES_AT_ONCE // num_cells**2)
-    return torch.cat(
-        [
-            _estimate_heads(scale * q_HcD[head : head + at_once], k_HcD[head : head + at_once], segment, query_block)
-            for head in range(0, q_HcD.shape[0], at_once)
-        ]
-    )
+    parts = []
+    for head in range(0, len(queries), at_once):
+        heads = slice(head, head + at_once)
+        parts.append(_estimate_heads(queries[heads], keys[heads], cells.log_counts_C[used], segment, query_block))
+    return torch.cat(parts)
 
 
-def _estimate_heads(q_HcD: torch.Tensor, k_HcD: torch.Tensor, segment: SegmentBlocks, query_block: int) -> torch.Tensor:
+def _estimate_heads(
+    queries_Hc2D: torch.Tensor,
+    keys_Hc2D: torch.Tensor,
+    log_counts_c: torch.Tensor,
+    segment: SegmentBlocks,
+    query_block: int,
+) -> torch.Tensor:
+    num_heads, num_blocks, num_used = len(queries_Hc2D), segment.num_blocks, -(-segment.num_tokens // CELL)
     cells_per_row = query_block // CELL
-    num_blocks, num_used = segment.num_blocks, -(-segment.num_tokens // CELL)
-    counts = (segment.num_tokens - torch.arange(num_blocks * CELLS_PER_BLOCK, device=q_HcD.device) * CELL).clamp(
-        0, CELL
-    )
-    logits = q_HcD[:, :num_used] @ k_HcD[:, : len(counts)].transpose(1, 2) + counts.log()
+    shares = torch.softmax(queries_Hc2D[:, :num_used] @ keys_Hc2D.transpose(1, 2) + log_counts_c, 2)
     # Each query cell has one vote: in a sum of exponentials over them, one cell with large logits would speak for all.
-    shares = torch.softmax(logits, 2).view(len(q_HcD), num_used, num_blocks, CELLS_PER_BLOCK).sum(3)
+    shares = shares.view(num_heads, num_used, num_blocks, CELLS_PER_BLOCK).sum(3)
     shares = F.pad(shares, (0, 0, 0, segment.num_rows * cells_per_row - num_used))
-    sums = shares.view(len(q_HcD), segment.num_rows, cells_per_row, num_blocks).sum(2)
+    sums = shares.view(num_heads, segment.num_rows, cells_per_row, num_blocks).sum(2)
     return sums / sums.sum(2, keepdim=True)
 
 
@@ -206,4 +215,4 @@ def force_blocks(num_rows: int, num_blocks: int, *, reach: int, device: torch.de
     block = torch.arange(num_blocks, device=device)[None, :]
     per_row = -(-num_blocks // num_rows)
     beside = (block >= row * per_row - reach) & (block < (row + 1) * per_row + reach)
-    return beside | (block == 0) | (row == 0)
+    return beside | (block == 0)

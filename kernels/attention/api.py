@@ -85,7 +85,7 @@ def attend(
     error = None
     if correction_step is not None and mask.window is None:
         step = None if correction_step == "by length" else correction_step
-        error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask.layout, step=step, scale=scale)
+        error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask, step=step, scale=scale)
     return Attended(out_THD=out_THD, lse_TH=lse_TH, error=error)
 
 

@@ -20,6 +20,7 @@ class CellSummary:
 
     Attributes:
         keys_CHD, values_CHD: mean key and mean value of each cell, in the dtype of keys and values; 0 for empty cells.
+        key_variances_CHD: float32, variance of the keys of each cell, value by value; what their choice is made by.
         log_counts_C: float32, natural logarithm of each cell's number of tokens; minus infinity for empty cells.
         slopes_NHDD: in the dtype of the keys, covariance of key and value inside the cells, mean over the tokens of a
             segment; None where the means alone stand in.
@@ -27,6 +28,7 @@ class CellSummary:
 
     keys_CHD: torch.Tensor
     values_CHD: torch.Tensor
+    key_variances_CHD: torch.Tensor
     log_counts_C: torch.Tensor
     slopes_NHDD: torch.Tensor | None
 
@@ -46,17 +48,19 @@ def summarise_cells(
     Cost: one read of keys and values, and 2 D^2 FLOPs a token and head.
     Source: means as in MRA-2 (arXiv 2207.10284), slope as in PISA (arXiv 2602.01077).
     """
-    keys, values, slopes = [], [], []
+    keys, values, variances, slopes = [], [], [], []
     for segment in layout.segments:
         key_cells = split_cells(k_THD[segment.tokens], segment)
         value_cells = split_cells(v_THD[segment.tokens], segment)
         keys.append(mean_cells(key_cells, segment))
         values.append(mean_cells(value_cells, segment))
+        variances.append((mean_cells(key_cells.square(), segment) - keys[-1].square()).clamp_min(0))
         if with_slope:
             slopes.append(_measure_slope(key_cells - keys[-1][:, None], value_cells) / segment.num_tokens)
     return CellSummary(
         keys_CHD=torch.cat(keys).to(k_THD.dtype),
         values_CHD=torch.cat(values).to(k_THD.dtype),
+        key_variances_CHD=torch.cat(variances),
         log_counts_C=log_cell_counts(layout).to(k_THD.device, non_blocking=True),
         slopes_NHDD=torch.stack(slopes).to(k_THD.dtype) if with_slope else None,
     )

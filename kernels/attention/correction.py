@@ -1,7 +1,8 @@
-"""Correction rows: a few queries computed exactly, which put right their neighbours and measure the error of a call.
+"""Correction rows: a few queries computed exactly, which put right those between them and measure the error of a call.
 
-Every group of ``step`` tokens has one, in its middle. What the exact result differs by is added to the whole group
-(Delta attention). The same differences tell how far off the call was, for no further work.
+The first token of a segment is one, and the middle of every group of ``step`` tokens. What the exact results differ by
+is interpolated between them, and three quarters of that are added: neighbours share most of what a row lacks, not all
+of it. The same differences tell how far off the call was, for no further work.
 
 T packed tokens, H heads, D head dim, S sampled tokens, N segments.
 """
@@ -9,11 +10,15 @@ T packed tokens, H heads, D head dim, S sampled tokens, N segments.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from lodestream.kernels.attention.dense import attend_heads
-from lodestream.kernels.attention.layout import BlockLayout, SegmentBlocks
+from lodestream.kernels.attention.layout import BlockMask, SegmentBlocks
+
+SHARED: Final = 0.75
+"""Part of a difference that is added to the tokens between correction rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +27,9 @@ class SampledError:
 
     Attributes:
         before_S: float32 [S], before the correction.
-        after_S: float32 [S], what is left when a sampled token is corrected by the group before it (the first by the
-            one behind it) in place of its own. No token is as far from its own correction row as that, so this is more
-            than what is left on average.
+        after_S: float32 [S], what is left when a sampled token is corrected by the samples before and behind it, as if
+            it were none itself. No token is as far from its nearest correction row as that, so this is more than what
+            is left on average.
         bounds: N + 1 numbers, where the samples of each segment begin; the last is S.
     """
 
@@ -45,10 +50,16 @@ def choose_step(num_tokens: int) -> int:
     return 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
 
 
-def sample_tokens(segment: SegmentBlocks, step: int) -> torch.Tensor:
-    """int64 [S]: the sampled tokens of a segment, numbered within it."""
-    num_groups = -(-segment.num_tokens // step)
-    return (torch.arange(num_groups) * step + step // 2).clamp(max=segment.num_tokens - 1)
+def count_samples(num_tokens: int, step: int) -> int:
+    """Correction rows of a segment."""
+    return 1 if num_tokens == 1 else 1 + -(-num_tokens // step)
+
+
+def sample_tokens(segment: SegmentBlocks, step: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
+    """int64 [S], ascending: the sampled tokens of a segment, numbered within it."""
+    num_groups = count_samples(segment.num_tokens, step) - 1
+    middles = (torch.arange(num_groups, device=device) * step + step // 2).clamp(max=segment.num_tokens - 1)
+    return torch.cat([middles.new_zeros(1), middles])
 
 
 def correct_rows(
@@ -56,7 +67,7 @@ def correct_rows(
     q_THD: torch.Tensor,
     k_THD: torch.Tensor,
     v_THD: torch.Tensor,
-    layout: BlockLayout,
+    mask: BlockMask,
     *,
     step: int | None,
     scale: float,
@@ -66,34 +77,53 @@ def correct_rows(
     Args:
         out_THD: [T, H, D], result of a sparse call.
         q_THD, k_THD, v_THD: [T, H, D], what it was given.
-        layout: the batch.
-        step: tokens a group; by ``choose_step`` where None.
+        mask: what the call kept. Rows that kept everything are exact, and stay as they are.
+        step: tokens a group, at least 2; by ``choose_step`` where None.
         scale: factor of the logits.
 
     Numerics: differences in float32. Cost: 1 / step of dense attention.
-    Source: Delta attention, arXiv 2505.11254; there the queries before the next correction row, here those around it.
+    Source: Delta attention, arXiv 2505.11254, which adds a correction row's difference in full to all of its group;
+    docs/kernels.md says what interpolation and the factor are worth.
     """
     before, after, bounds = [], [], [0]
-    for segment in layout.segments:
+    for segment in mask.layout.segments:
         size = choose_step(segment.num_tokens) if step is None else step
-        sampled = sample_tokens(segment, size).to(q_THD.device, non_blocking=True)
+        sampled = sample_tokens(segment, size, device=q_THD.device)
         out = out_THD[segment.tokens]
-        q, k, v = (
-            x.transpose(0, 1) for x in (q_THD[segment.tokens][sampled], k_THD[segment.tokens], v_THD[segment.tokens])
-        )
-        exact = attend_heads(q, k, v, scale=scale).transpose(0, 1).float()
+        q, k, v = (x[segment.tokens] for x in (q_THD, k_THD, v_THD))
+        exact = attend_heads(*(x.transpose(0, 1) for x in (q[sampled], k, v)), scale=scale).transpose(0, 1).float()
         deltas = exact - out[sampled].float()
         norms = exact.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         before.append(deltas.flatten(1).norm(dim=1) / norms)
-        after.append((deltas - _take_neighbours(deltas)).flatten(1).norm(dim=1) / norms)
+        after.append((deltas - SHARED * _take_neighbours(deltas)).flatten(1).norm(dim=1) / norms)
         bounds.append(bounds[-1] + len(sampled))
-        corrected = out.float() + deltas.repeat_interleave(size, dim=0)[: segment.num_tokens]
+        between = _interpolate(deltas, sampled, segment.num_tokens)
+        corrected = out.float() + between * _weigh_tokens(mask, segment)
+        corrected.index_copy_(0, sampled, exact)
         out.copy_(corrected)
     return SampledError(before_S=torch.cat(before), after_S=torch.cat(after), bounds=tuple(bounds))
 
 
+def _weigh_tokens(mask: BlockMask, segment: SegmentBlocks) -> torch.Tensor:
+    """float32 [n, H or 1, 1]: the part of a difference that each token of each head gets."""
+    is_sparse = (mask.counts_HR[:, segment.rows] < segment.num_blocks).repeat_interleave(mask.layout.query_block, 1)
+    return SHARED * is_sparse[:, : segment.num_tokens].T[:, :, None].float()
+
+
+def _interpolate(deltas_SHD: torch.Tensor, sampled_S: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """float32 [num_tokens, H, D]: linear between the samples, and level behind the last."""
+    place = torch.arange(num_tokens, device=sampled_S.device)
+    right = torch.searchsorted(sampled_S, place).clamp(max=len(sampled_S) - 1)
+    left = (right - 1).clamp(min=0)
+    gap = (sampled_S[right] - sampled_S[left]).clamp(min=1)
+    weight = ((place - sampled_S[left]) / gap).clamp(max=1)
+    return torch.lerp(deltas_SHD[left], deltas_SHD[right], weight[:, None, None])
+
+
 def _take_neighbours(deltas_SHD: torch.Tensor) -> torch.Tensor:
-    """What the group before each sample is corrected by; a lone sample has none, and stays uncorrected."""
+    """What a sample would be corrected by were it none: the middle of the samples beside it. A lone one has none."""
     if len(deltas_SHD) == 1:
         return torch.zeros_like(deltas_SHD)
-    return torch.cat([deltas_SHD[1:2], deltas_SHD[:-1]])
+    before = torch.cat([deltas_SHD[1:2], deltas_SHD[:-1]])
+    behind = torch.cat([deltas_SHD[1:], deltas_SHD[-2:-1]])
+    return (before + behind) / 2

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lodestream.kernels.attention.correction import count_samples
 from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, BlockLayout, BlockMask
 
 
@@ -61,9 +62,9 @@ def account_flops(
         dense=dense,
         exact=kept * per_pair,
         stand_ins=dropped * per_pair / CELL,
-        scoring=num_heads * 2 * head_dim * sum((-(-n // CELL)) ** 2 for n in lengths) if scored else 0,
+        scoring=num_heads * 4 * head_dim * sum((-(-n // CELL)) ** 2 for n in lengths) if scored else 0,
         slope=num_heads * 4 * head_dim**2 * sum(lengths) if compensated and compensation == "slope" else 0,
-        correction=num_heads * per_pair * sum(n * -(-n // correction_step) for n in lengths)
+        correction=num_heads * per_pair * sum(n * count_samples(n, correction_step) for n in lengths)
         if corrected and correction_step is not None
         else 0,
     )
@@ -76,11 +77,11 @@ def share_of_pairs(
 
     0 where the budget does not even cover what is spent beside kept blocks.
     """
-    fixed = 1 / (2 * CELL**2)
+    fixed = 1 / CELL**2
     if compensation == "slope":
         fixed += head_dim / num_tokens
     if correction_step is not None:
-        fixed += -(-num_tokens // correction_step) / num_tokens
+        fixed += count_samples(num_tokens, correction_step) / num_tokens
     per_dropped = 0.0 if compensation == "none" else 1 / CELL
     return min(1.0, max(0.0, (flop_share - fixed - per_dropped) / (1 - per_dropped)))
 

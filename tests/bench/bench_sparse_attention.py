@@ -11,6 +11,7 @@ the machine disturb less; with more, the clock's.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -28,7 +29,7 @@ from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import choose_step, correct_rows
 from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.gate import Measurement, build_gate
-from lodestream.kernels.attention.layout import BlockLayout, plan_blocks
+from lodestream.kernels.attention.layout import BlockLayout, mask_all, plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
 from lodestream.kernels.encoder import native_precision
 
@@ -88,7 +89,7 @@ def make_dense(inputs: dict[str, tuple[torch.Tensor, ...]], layout: BlockLayout)
     return providers
 
 
-def measure(num_tokens: int, head_dim: int, rounds: int, found: dict[str, list[Measurement]]) -> None:
+def measure(num_tokens: int, head_dim: int, rounds: int) -> None:
     layout = plan_blocks([num_tokens])
     q, k, v = make_inputs(num_tokens, head_dim)
     names = ["fp32", "bf16"] if native_precision() == "bf16" else ["fp32"]
@@ -103,7 +104,7 @@ def measure(num_tokens: int, head_dim: int, rounds: int, found: dict[str, list[M
         target = out.to(DTYPES[name])
         providers[f"{name} correction"] = timed(
             lambda target=target, name=name: correct_rows(  # type: ignore[misc]
-                target, *inputs[name], layout, step=step, scale=head_dim**-0.5
+                target, *inputs[name], mask_all(layout), step=step, scale=head_dim**-0.5
             )
         )
     for provider in providers.values():
@@ -127,10 +128,28 @@ def measure(num_tokens: int, head_dim: int, rounds: int, found: dict[str, list[M
             ("time / best dense, corrected", [corrected for _, corrected in values]),
         ):
             provider = f"sparse {name}, {share:g} kept"
-            line = harness.record(NAME, provider, metric, "", ratios, x=num_tokens, config=config | extra)
-        found.setdefault(name, []).append(
-            Measurement(num_tokens=num_tokens, kept_share=share, ratio=float(line["p50"]))
-        )
+            harness.record(NAME, provider, metric, "", ratios, x=num_tokens, config=config | extra)
+
+
+def print_gates(threads: int) -> None:
+    """What ``kernels/attention/gate.py`` holds follows from the whole file, whatever runs wrote to it."""
+    for engine in DTYPES:
+        for head_dim in (32, 64):
+            table = build_gate(f"torch-cpu {engine}", head_dim, read_measurements(engine, head_dim, threads))
+            print(table)
+
+
+def read_measurements(engine: str, head_dim: int, threads: int) -> list[Measurement]:
+    """The comparisons of one engine and head dim in the benchmark's file, correction rows included."""
+    found = []
+    for text in (harness.RESULTS / f"{NAME}.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        config = line["config"]
+        is_wanted = line["provider"].startswith(f"sparse {engine},") and line["metric"].endswith("corrected")
+        if is_wanted and config["head_dim"] == head_dim and config["threads"] == threads:
+            share = float(line["provider"].split(", ")[1].removesuffix(" kept"))
+            found.append(Measurement(num_tokens=int(line["x"]), kept_share=share, ratio=float(line["p50"])))
+    return found
 
 
 def main() -> None:
@@ -145,15 +164,10 @@ def main() -> None:
     if not arguments.append:
         harness.start(NAME)
     for head_dim in arguments.head_dims:
-        found: dict[str, list[Measurement]] = {}
         for num_tokens in arguments.lengths:
             with torch.inference_mode():
-                measure(num_tokens, head_dim, arguments.rounds, found)
-        for name, measurements in found.items():
-            table = build_gate(f"torch-cpu {name}", head_dim, measurements)
-            for tokens, share in table.points:
-                config = {"head_dim": head_dim, "engine": table.engine}
-                harness.record(NAME, f"gate {name}", "break-even kept share", "", [share], x=tokens, config=config)
+                measure(num_tokens, head_dim, arguments.rounds)
+    print_gates(arguments.threads)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lodestream.kernels.attention import reference
 from lodestream.kernels.attention.api import Attended, attend
 from lodestream.kernels.attention.cells import summarise_cells
-from lodestream.kernels.attention.correction import correct_rows, sample_tokens
+from lodestream.kernels.attention.correction import correct_rows, count_samples, sample_tokens
 from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.layout import (
     CELL,
@@ -205,24 +205,43 @@ def test_large_float16_values_do_not_overflow_the_slope() -> None:
 
 
 @pytest.mark.parametrize("step", [16, 32, 64])
-@pytest.mark.parametrize("num_tokens", ODD_LENGTHS)
-def test_sampled_tokens_are_exact_after_the_correction(step: int, num_tokens: int) -> None:
+@pytest.mark.parametrize("num_tokens", [*ODD_LENGTHS, 5, 512])
+def test_sampled_tokens_are_exact_and_those_between_interpolated(step: int, num_tokens: int) -> None:
     layout = plan_blocks([num_tokens])
     q, k, v = make_inputs(num_tokens, 32)
-    sparse = attend(q, k, v, make_random_mask(layout, num_heads=2, share=0.1)).out_THD
+    mask = make_mask(layout, torch.zeros(2, layout.num_pairs, dtype=torch.bool))
+    sparse = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
     corrected = sparse.clone()
-    error = correct_rows(corrected, q, k, v, layout, step=step, scale=32**-0.5)
+    error = correct_rows(corrected, q, k, v, mask, step=step, scale=32**-0.5)
     dense = F.scaled_dot_product_attention(*(x.transpose(0, 1).double() for x in (q, k, v))).transpose(0, 1)
-    sampled = sample_tokens(layout.segments[0], step)
-    assert len(sampled) == -(-num_tokens // step) == len(error.before_S)
+    sampled = sample_tokens(layout.segments[0], step).tolist()
+    assert sampled == sorted({0, *(min(g + step // 2, num_tokens - 1) for g in range(0, num_tokens, step))})
+    assert len(sampled) == count_samples(num_tokens, step)
     assert float((corrected[sampled].double() - dense[sampled]).abs().max()) < 1e-5
-    for number, token in enumerate(sampled.tolist()):
-        group = slice(number * step, min((number + 1) * step, num_tokens))
-        assert group.start <= token < group.stop
-        delta = dense[token] - sparse[token]
-        torch.testing.assert_close(corrected[group].double(), sparse[group].double() + delta, atol=1e-5, rtol=1e-5)
-        norm = float(delta.norm() / dense[token].norm())
-        assert float(error.before_S[number]) == pytest.approx(norm, abs=1e-5)
+    deltas = dense - sparse
+    for token in set(range(num_tokens)) - set(sampled):
+        left = max(s for s in sampled if s < token)
+        right = min((s for s in sampled if s > token), default=left)
+        share = (token - left) / max(right - left, 1)
+        expected = sparse[token] + 0.75 * ((1 - share) * deltas[left] + share * deltas[right])
+        torch.testing.assert_close(corrected[token].double(), expected, atol=1e-5, rtol=1e-5)
+    norms = (deltas[sampled].flatten(1).norm(dim=1) / dense[sampled].flatten(1).norm(dim=1)).float()
+    torch.testing.assert_close(error.before_S, norms, atol=1e-5, rtol=1e-4)
+
+
+def test_error_after_the_correction_is_that_without_a_sample_of_its_own() -> None:
+    layout = plan_blocks([100])
+    q, k, v = make_inputs(100, 32)
+    mask = make_mask(layout, torch.zeros(2, layout.num_pairs, dtype=torch.bool))
+    sparse = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    dense = attend(q, k, v, mask_all(layout)).out_THD
+    error = correct_rows(sparse.clone(), q, k, v, mask, step=32, scale=32**-0.5)
+    sampled = sample_tokens(layout.segments[0], 32)
+    deltas = (dense - sparse)[sampled]
+    for number, sides in enumerate([(1, 1), (0, 2), (1, 3), (2, 4), (3, 3)]):
+        left = deltas[number] - 0.75 * (deltas[sides[0]] + deltas[sides[1]]) / 2
+        expected = float(left.norm() / dense[sampled[number]].norm())
+        assert float(error.after_S[number]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_error_is_summarised_by_segment() -> None:
@@ -230,11 +249,11 @@ def test_error_is_summarised_by_segment() -> None:
     q, k, v = make_inputs(layout.num_tokens, 32)
     result = attend_and_correct(q, k, v, make_random_mask(layout, num_heads=2, share=0.2), step=16)
     assert result.error is not None
-    assert result.error.bounds == (0, 125, 126, 164)
+    assert result.error.bounds == (0, 126, 127, 166)
     means, tails = result.error.summarise()
-    first = result.error.after_S[:125]
+    first = result.error.after_S[:126]
     assert float(means[0]) == pytest.approx(float(first.mean()))
-    assert int((first <= tails[0]).sum()) == 124
+    assert int((first <= tails[0]).sum()) == 125
     assert float(means[1]) < 1e-6
     assert float(result.error.before_S.mean()) > 0
 
