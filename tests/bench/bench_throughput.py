@@ -2,7 +2,8 @@
 
     python tests/bench/bench_throughput.py --sentence-transformers /tmp/st/bin/python
 
-How to make that environment is told in sentence_transformers_worker.py; without the option only lodestream is measured.
+How to make that environment is told in sentence_transformers_worker.py; without the option only the stages are measured
+(stages.jsonl), and throughput.jsonl stays as it is.
 The corpus is a sample of the BASE rows of stream_peps_12m.parquet where LODESTREAM_STREAMS names its folder, else of
 the demo's corpus.
 
@@ -39,6 +40,7 @@ from lodestream.actors.tokenize import Tokenizer
 from tests.support.workspace import Workspace
 
 NAME = "throughput"
+STAGES_NAME = "stages"
 THEM = "sentence-transformers"
 NUM_THREADS = os.cpu_count() or 1
 STAGES = ("read", "segment", "tokenise", "density", "look up", "encode", "pool", "combine", "write", "other")
@@ -134,62 +136,82 @@ def their_providers(
     return {f"{THEM} default, every segment": partial(encode, every, setting="default"), **providers}
 
 
-def record_ours(ours: OurRun, precision: str, config: dict[str, object]) -> None:
-    """Overhead and stage shares."""
-    provider = f"lodestream {precision}"
-    harness.record(NAME, provider, "time beyond the encode stage", "x of it", ours.overheads, config=config)
+def measure_stages(featurizer: Featurizer, corpus: str, texts: dict[str, str], rounds: int, folder: Path) -> None:
+    """Backfills of a larger sample alone: throughput, time beyond the encode stage, and the share of each stage."""
+    ours = OurRun(folder, texts)
+    ours.run()
+    ours.shares.clear()
+    ours.overheads.clear()
+    timings = [ours.run() for _ in range(rounds)]
+    config = describe(ours, corpus, len(texts))
+    provider = f"lodestream {featurizer.precision}"
+    harness.start(STAGES_NAME)
+    for unit, clock in (("tokens/s", "seconds"), ("tokens/CPU s", "cpu_seconds")):
+        rates = [ours.report.counts.tokens_total / getattr(t, clock) for t in timings]
+        harness.record(STAGES_NAME, provider, "files to published store", unit, rates, config=config)
+    harness.record(STAGES_NAME, provider, "time beyond the encode stage", "x of it", ours.overheads, config=config)
     for stage in STAGES:
         shares = [share[stage] for share in ours.shares]
-        harness.record(NAME, provider, "share of the run", "", shares, x=stage, config=config)
+        harness.record(STAGES_NAME, provider, "share of the run", "", shares, x=stage, config=config)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentence-transformers", metavar="PYTHON", default="")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=60_000, help="size of the sample")
-    arguments = parser.parse_args()
-    torch.set_num_threads(NUM_THREADS)
-    featurizer = Featurizer()
-    corpus, texts = read_corpus()
-    sample = sample_corpus(texts, featurizer.tokenizer, arguments.tokens)
-    every, distinct = segment_texts(featurizer, sample)
-    python = arguments.sentence_transformers
-    theirs = Theirs(python, num_threads=NUM_THREADS) if python else None
-    print(f"corpus: {len(sample)} documents of {corpus}; {THEM}: {theirs.versions if theirs else 'not measured'}")
+def compare(
+    featurizer: Featurizer, corpus: str, texts: dict[str, str], rounds: int, folder: Path, theirs: Theirs
+) -> None:
+    """Backfills of a sample and sentence-transformers, in turns."""
+    every, distinct = segment_texts(featurizer, texts)
+    max_tokens = featurizer.segment_options.max_tokens
+    ours = OurRun(folder, texts)
+    mine = f"lodestream {featurizer.precision}, files to store"
+    ours.run()
+    theirs.encode(every[:32], setting="default", max_tokens=max_tokens)
+    timings = harness.interleave(rounds, {mine: ours.run, **their_providers(theirs, every, distinct, max_tokens)})
+    config = describe(ours, corpus, len(texts))
     harness.start(NAME)
-    with tempfile.TemporaryDirectory() as folder:
-        ours = OurRun(Path(folder) / "work", sample)
-        mine = f"lodestream {featurizer.precision}, files to store"
-        providers: dict[str, Callable[[], harness.Timing]] = {mine: ours.run}
-        if theirs is not None:
-            providers |= their_providers(theirs, every, distinct, featurizer.segment_options.max_tokens)
-            theirs.encode(every[:32], setting="default", max_tokens=featurizer.segment_options.max_tokens)
-        ours.run()
-        ours.shares.clear()
-        ours.overheads.clear()
-        timings = harness.interleave(arguments.rounds, providers)
-    counts = ours.report.counts
-    config = {
-        "corpus": corpus,
-        "documents": len(sample),
-        "tokens": counts.tokens_total,
-        "tokens_encoded": counts.tokens_encoded,
-        "segments": counts.segments_total,
-        "segments_encoded": counts.segments_encoded,
-        "threads": NUM_THREADS,
-    }
     for name, values in timings.items():
-        rates = [counts.tokens_total / t.seconds for t in values]
+        rates = [ours.report.counts.tokens_total / t.seconds for t in values]
         harness.record(NAME, name, "throughput", "tokens/s", rates, config=config)
     own = timings.pop(mine)
     for name, values in timings.items():
         for clock, metric in (("seconds", "speed"), ("cpu_seconds", "speed by processor time")):
             ratios = [getattr(b, clock) / getattr(v, clock) for b, v in zip(values, own, strict=True)]
             harness.record(NAME, mine, f"{metric} against", "x", ratios, x=name, config=config)
-    record_ours(ours, featurizer.precision, config)
-    if theirs is not None:
-        theirs.close()
+
+
+def describe(ours: OurRun, corpus: str, num_documents: int) -> dict[str, object]:
+    """What was computed, and how much of it was encoded."""
+    counts = ours.report.counts
+    return {
+        "corpus": corpus,
+        "documents": num_documents,
+        "tokens": counts.tokens_total,
+        "tokens_encoded": counts.tokens_encoded,
+        "segments": counts.segments_total,
+        "segments_encoded": counts.segments_encoded,
+        "threads": NUM_THREADS,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sentence-transformers", metavar="PYTHON", default="")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=20_000, help="size of the sample of the comparison")
+    parser.add_argument("--stage-tokens", type=int, default=100_000, help="size of the sample for the stages")
+    arguments = parser.parse_args()
+    torch.set_num_threads(NUM_THREADS)
+    featurizer = Featurizer()
+    corpus, texts = read_corpus()
+    sample = partial(sample_corpus, texts, featurizer.tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        large = sample(arguments.stage_tokens)
+        print(f"{len(large)} documents of {corpus}")
+        measure_stages(featurizer, corpus, large, arguments.rounds, Path(scratch) / "large")
+        if arguments.sentence_transformers:
+            theirs = Theirs(arguments.sentence_transformers, num_threads=NUM_THREADS)
+            print(f"{THEM}: {theirs.versions}")
+            compare(featurizer, corpus, sample(arguments.tokens), arguments.rounds, Path(scratch) / "small", theirs)
+            theirs.close()
 
 
 if __name__ == "__main__":
