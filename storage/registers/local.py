@@ -42,13 +42,13 @@ class LocalRegister:
         self.folder = folder
 
     def read(self) -> tuple[Record, Version] | None:
-        """Return the record with the highest number and that number; None if the folder has none.
+        """Return the record with the highest number and its version; None if the folder has none.
 
         Raises:
             StoreCorrupt: the file is torn or altered.
         """
         envelope = self._read_highest()
-        return None if envelope is None else (envelope["record"], str(envelope["number"]))
+        return None if envelope is None else (envelope["record"], _name_version(envelope))
 
     def cas(self, expected_version: Version | None, record: Record) -> Version:
         """Create the record that follows ``expected_version``. See CasRegister.
@@ -58,7 +58,7 @@ class LocalRegister:
         """
         require_nonce(record)
         current = self._read_highest()
-        seen = None if current is None else str(current["number"])
+        seen = None if current is None else _name_version(current)
         if seen != expected_version:
             raise _conflict(self.folder, expected_version, seen)
         number = 1 if current is None else current["number"] + 1
@@ -72,7 +72,7 @@ class LocalRegister:
             self._create(number, seal(envelope))
         self._confirm(number, record["nonce"], expected_version)
         self._trim(number)
-        return str(number)
+        return _name_version(envelope)
 
     def _read_highest(self) -> dict[str, Any] | None:
         while numbers := self._list_numbers():
@@ -161,8 +161,17 @@ def _read_envelope(path: Path) -> dict[str, Any]:
     )
 
 
+def _name_version(envelope: dict[str, Any]) -> Version:
+    # The number alone would come again once somebody has moved a torn record away.
+    return f"{envelope['number']}:{envelope['nonce']}"
+
+
 def _conflict(folder: Path, expected: Version | None, seen: Version | None) -> CommitConflict:
     return CommitConflict(
-        f"another writer changed the store: {folder} is at record {seen or 'none'}, not {expected or 'none'}",
+        f"another writer changed the store: {folder} is at record {_show(seen)}, not {_show(expected)}",
         "wait for the other run to end, then run the same command again",
     )
+
+
+def _show(version: Version | None) -> str:
+    return "none" if version is None else version.partition(":")[0]
