@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lodestream.errors import SourceContract
 from lodestream.pipeline.config_sources import JsonLinesSource, ParquetSource
@@ -241,3 +244,32 @@ def test_a_missing_or_empty_folder_is_said(tmp_path: Path) -> None:
     assert open_files(tmp_path, "parquet").check().level == "warn"
     source = open_files(tmp_path, "parquet")
     assert source.changes(None, Follower(source).known).listed == frozenset()
+
+
+LINES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["one", "two", "bad\x01"])), max_size=4)
+EVENTS = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.none() | LINES), min_size=2, max_size=8)
+
+
+@settings(max_examples=60)
+@given(events=EVENTS)
+def test_following_gives_what_a_first_look_gives(events: list[tuple[str, list[tuple[int, str]] | None]]) -> None:
+    """Files come, change and go, with ids that come twice and rows that fail: whatever the order, the end is the same.
+
+    But for the texts of rows that fail now: the last ones that worked stay.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        follower = Follower(open_files(folder, "jsonl"))
+        for file, lines in events:
+            path = folder / f"{file}.jsonl"
+            if lines is None:
+                path.unlink(missing_ok=True)
+            else:
+                rows = [json.dumps({"id": i, "text": text}) if i < 4 else "no row" for i, text in lines]
+                path.write_text("\n".join(rows))
+                settle(path)
+            follower.refresh()
+            anew = Follower(open_files(folder, "jsonl"))
+            anew.refresh()
+            working = {row_id: text for row_id, text in follower.texts.items() if row_id not in follower.failures}
+            assert (working, follower.failures) == (anew.texts, anew.failures)

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from lodestream.errors import SourceContract
 from lodestream.pipeline.config_sources import SqliteSource
@@ -228,3 +230,37 @@ def test_check_says_which_mode_and_why(tmp_path: Path) -> None:
     assert "mode log: triggers write every change" in open_table(tmp_path, "auto", log_table="docs_log").check().detail
     assert "mode lookback" in open_table(tmp_path, "auto", updated_column="updated_at").check().detail
     assert "mode scan: every row" in open_table(tmp_path, "auto").check().detail
+
+
+STATEMENTS = (
+    "INSERT OR IGNORE INTO docs (id, body) VALUES (:id, :text)",
+    "INSERT OR REPLACE INTO docs (id, body) VALUES (:id, :text)",
+    "INSERT INTO docs (id, body) VALUES (:id, :text) ON CONFLICT (id) DO UPDATE SET body = :text",
+    "UPDATE docs SET body = :text WHERE id = :id",
+    "UPDATE OR IGNORE docs SET id = id + 1 WHERE id = :id",
+    "DELETE FROM docs WHERE id = :id",
+    "DELETE FROM docs_log",
+    "ROLLBACK",
+    "refresh",
+)
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    events=st.lists(st.tuples(st.sampled_from(STATEMENTS), st.integers(1, 5), st.sampled_from("abc")), max_size=25)
+)
+def test_a_log_loses_nothing(database: sqlite3.Connection, tmp_path: Path, events: list[tuple[str, int, str]]) -> None:
+    """Any statements, in transactions that end or are taken back, and any clearing of the log between refreshes."""
+    follower = Follower(open_table(tmp_path, "log"))
+    database.execute("BEGIN")
+    for statement, row_id, text in events:
+        if statement in ("refresh", "ROLLBACK"):
+            database.execute("COMMIT" if statement == "refresh" else statement)
+            follower.refresh()
+            assert follower.texts == stored(database)
+            database.execute("BEGIN")
+        else:
+            database.execute(statement, {"id": row_id, "text": text})
+    database.execute("COMMIT")
+    follower.refresh()
+    assert follower.texts == stored(database)
