@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,12 +43,18 @@ def test_engines_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [IMPORT, HELP], ids=["import", "help"])
 def test_starts_fast(code: str, tmp_path: Path) -> None:
-    """The best of five starts: what the code costs, and not what else the machine was doing."""
+    """The best of five starts, in processor time: what the code costs, and not what else the machine was doing."""
     seconds = []
     for _ in range(ATTEMPTS):
-        began = time.perf_counter()
+        before = measure_children_s()
         run_python(code, tmp_path)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(measure_children_s() - before)
         if seconds[-1] < LIMIT_S:
             return
     pytest.fail(f"the best of {ATTEMPTS} starts took {min(seconds):.2f} s, more than {LIMIT_S} s")
+
+
+def measure_children_s() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
