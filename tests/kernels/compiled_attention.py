@@ -13,9 +13,9 @@ from lodestream.kernels.attention.layout import mask_window, plan_blocks
 from tests.support.attention_oracle import make_cells, make_inputs, make_random_mask
 from tests.support.triton_compiler import SHARED_BYTES, compile_kernel
 
-# Loads and stores of spilled registers, none of them in a loop of its own: 128 x 128 float32 of result, the queries and
-# a tile of logits do not quite fit the 255 registers of a thread there.
-SPILLS = {(128, 80): 16}
+# Loads and stores of spilled registers, by head dim and architecture. On sm_80 a result of 128 x 128 in float32, the
+# queries and a tile of logits do not quite fit the 255 registers of a thread: 4 with triton 3.9, none with 3.6.
+SPILLS = {(128, 80): 4}
 CASES = [(32, 128, None), (64, 128, None), (64, 64, None), (128, 128, None), (64, 128, 128)]
 
 
