@@ -18,7 +18,7 @@ from typing import Any
 
 from lodestream.storage.steps import STEPS
 from tests.bench.harness import RESULTS, commit, machine
-from tests.fault.chaos.harness import ChaosPlan, ChaosRun
+from tests.fault.chaos.harness import LAST_WINDOW, ChaosPlan, ChaosRun
 from tests.fault.chaos.places import make_location
 from tests.fault.chaos.setup import ChaosSetup
 from tests.fault.chaos.verdict import ChaosReport
@@ -35,6 +35,7 @@ RUNNERS = {
 # An object store of the tests forgets its data when it is restarted.
 RESTARTED = ("etcd", "postgres", "redis")
 UNFENCED = "unfenced"
+UNFENCED_PLAN: dict[str, Any] = {"windows": LAST_WINDOW}
 RESULTS_FILE = RESULTS / "chaos.jsonl"
 
 
@@ -55,12 +56,14 @@ def open_setup(kind: str, *, is_fenced: bool) -> Iterator[tuple[ChaosSetup, Serv
 def run_slice(kind: str, *, seconds: float, seed: int, is_fenced: bool = True) -> ChaosReport:
     """One run on a new store."""
     with open_setup(kind, is_fenced=is_fenced) as (setup, server):
+        rough = {} if is_fenced else UNFENCED_PLAN
         plan = ChaosPlan(
             duration_s=seconds,
             longest_s=seconds,
-            stopped_s=2.5 * setup.ttl_s,
+            stopped_s=(2.5 if is_fenced else 4.0) * setup.ttl_s,
             restart_every_s=20.0 if kind in RESTARTED else 0.0,
             seed=seed,
+            **rough,
         )
         report = ChaosRun(setup, plan, server=server).run()
     write_down(kind if is_fenced else f"{kind}, {UNFENCED}", plan, report)
@@ -81,7 +84,7 @@ def write_down(provider: str, plan: ChaosPlan, report: ChaosReport) -> None:
         "num_faults": len(report.faults),
         "num_refused": dict(report.num_refused),
         "steps_hit": dict(report.steps_hit),
-        "config": dataclasses.asdict(plan),
+        "config": dataclasses.asdict(plan) | {"windows": len(plan.windows)},
         "commit": commit(),
         "machine": machine(),
         "command": " ".join(["python -m tests.fault.chaos", *sys.argv[1:]]),

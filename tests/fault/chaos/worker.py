@@ -29,13 +29,14 @@ from tests.support.store_rows import DIM, read_contents, write
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 REFUSALS = (FencedError, LeaseError, CommitConflict, CommitStateUnknown, StoreUnreachable, StoreNotFound)
 MOST_TRANSACTIONS = 3
+REARMED_AFTER = 10
 UPKEEP_SHARE = 0.3
 # Due after a few increments, so that merging and removing are part of every run.
 UPKEEP = UpkeepOptions(max_small_files=3, min_deleted_rows=5)
 
 
 def arm(step: str, passage: int, action: str, log: EventLog) -> None:
-    """At the given passage of ``step`` the process sends itself a signal."""
+    """At the given passage of ``step``, and at every tenth after it, the process sends itself a signal."""
     left = passage
 
     def reach(passed: str) -> None:
@@ -43,6 +44,7 @@ def arm(step: str, passage: int, action: str, log: EventLog) -> None:
         if passed == step:
             left -= 1
             if left == 0:
+                left = REARMED_AFTER
                 log.write(action, step=step)
                 os.kill(os.getpid(), SIGNALS[action])
 
