@@ -74,6 +74,31 @@ def floor_rows(density_T: torch.Tensor, layout: BlockLayout, *, exact_density: f
     return torch.cat(floors).clamp(0, 1)
 
 
+def bound_shares(layout: BlockLayout, recipe: MaskRecipe, *, floor_R: torch.Tensor | None = None) -> list[float]:
+    """The largest share of its pairs that each segment's mask can keep, known before anything is computed.
+
+    Args:
+        layout: the batch.
+        recipe: how much is kept.
+        floor_R: of ``floor_rows``, on the CPU; zeros where None.
+
+    Returns:
+        For each segment ``recipe.max_share``, or what forced blocks and exact rows alone come to where that is more.
+    """
+    shares = []
+    for segment in layout.segments:
+        forced = force_blocks(segment.num_rows, segment.num_blocks, reach=recipe.reach, device="cpu").sum(1)
+        if floor_R is not None:
+            forced = torch.where(floor_R[segment.rows] >= 1, segment.num_blocks, forced)
+        least = _round_counts(forced, recipe.count_step, segment.num_blocks).sum()
+        shares.append(max(recipe.max_share, int(least) / (segment.num_rows * segment.num_blocks)))
+    return shares
+
+
+def _round_counts(counts: torch.Tensor, step: int, num_blocks: int) -> torch.Tensor:
+    return ((counts + step - 1) // step * step).clamp(max=num_blocks)
+
+
 def build_mask(
     q_THD: torch.Tensor,
     cells: CellSummary,
@@ -194,7 +219,7 @@ class _Ranking:
         target = torch.ceil(threshold**self.exponent * self.total).to(torch.int64)
         counts = torch.searchsorted(self.before, target)
         counts = torch.maximum(counts, self.smallest)
-        return ((counts + self.step - 1) // self.step * self.step).clamp(max=num_blocks)
+        return _round_counts(counts, self.step, num_blocks)
 
 
 def _solve_threshold(ranking: _Ranking, limit: int, highest: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,9 @@ import torch
 from lodestream.kernels.attention.api import Attended, attend
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import SampledError
+from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import BlockLayout
-from lodestream.kernels.block_mask import MaskRecipe, build_mask
+from lodestream.kernels.block_mask import MaskRecipe, bound_shares, build_mask
 
 _BINS_PER_DOUBLING: Final = 8
 _SMALLEST_EXPONENT: Final = -20
@@ -48,6 +49,21 @@ def attend_sparsely(
     cells = summarise_cells(k_THD, v_THD, layout)
     mask = build_mask(q_THD, cells, layout, recipe, floor_R=floor_R, scale=scale)
     return attend(q_THD, k_THD, v_THD, mask, cells, scale=scale, correction_step="by length")
+
+
+def pick_sparse(
+    layout: BlockLayout, recipe: MaskRecipe, gate: GateTable, *, floor_R: torch.Tensor | None = None
+) -> list[bool]:
+    """Which segments are attended sparsely: those for which that is faster however the mask turns out.
+
+    Args:
+        layout: the segments.
+        recipe: how much is kept.
+        gate: break-even on this kind of machine.
+        floor_R: of ``block_mask.floor_rows``, on the CPU.
+    """
+    shares = bound_shares(layout, recipe, floor_R=floor_R)
+    return [gate.takes_sparse(s.num_tokens, share) for s, share in zip(layout.segments, shares, strict=True)]
 
 
 def measure_segments(errors: Sequence[SampledError]) -> torch.Tensor:

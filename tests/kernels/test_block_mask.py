@@ -14,6 +14,7 @@ from lodestream.kernels.attention.cost import account_flops, share_of_pairs
 from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, mask_all, mask_window, plan_blocks
 from lodestream.kernels.block_mask import (
     MaskRecipe,
+    bound_shares,
     build_mask,
     choose_blocks,
     estimate_mass,
@@ -99,6 +100,23 @@ def test_budget_is_held_and_used(share: float, num_blocks: int, step: int, seed:
     # What is left over is less than one more step of blocks for each row.
     if int(keep.sum()) < keep.numel() and int(least.sum()) <= limit:
         assert int(keep.sum()) > limit - step * keep.shape[0] * keep.shape[1]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("exact_rows", [0, 3])
+def test_kept_share_is_bounded_beforehand(share: float, exact_rows: int) -> None:
+    layout = plan_blocks([1500, 100, 3000])
+    q, k, v = make_inputs(layout.num_tokens, 32)
+    floor = torch.zeros(layout.num_rows)
+    floor[:exact_rows] = 1
+    recipe = MaskRecipe(max_share=share)
+    mask = build_mask(q, summarise_cells(k, v, layout), layout, recipe, floor_R=floor)
+    bounds = bound_shares(layout, recipe, floor_R=floor)
+    kept = [float(mask.keep_of(segment).double().mean()) for segment in layout.segments]
+    assert all(own <= bound for own, bound in zip(kept, bounds, strict=True))
+    # The bound is reached where nothing but what is forced is kept.
+    if share == 0.01:
+        assert kept == pytest.approx(bounds, abs=0.02)
 
 
 def test_threshold_and_budget_both_bound() -> None:

@@ -9,9 +9,17 @@ import torch
 
 from lodestream.kernels.attention.correction import SampledError
 from lodestream.kernels.attention.dense import attend_dense
+from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, floor_rows
-from lodestream.kernels.sparse_attention import ErrorTally, Ladder, attend_sparsely, climb, measure_segments
+from lodestream.kernels.sparse_attention import (
+    ErrorTally,
+    Ladder,
+    attend_sparsely,
+    climb,
+    measure_segments,
+    pick_sparse,
+)
 from tests.support.attention_oracle import make_inputs
 
 LADDER = (0.25, 0.5, 1.0)
@@ -52,6 +60,16 @@ def test_density_makes_rows_exact() -> None:
     result = attend_sparsely(q, k, v, layout, MaskRecipe(max_share=0.4), floor_R=floor)
     error = (result.out_THD - attend_dense(q, k, v, layout)).flatten(1).norm(dim=1)
     assert float(error[512:640].max()) < 1e-4 < float(error[640:].mean())
+
+
+def test_gate_closes_for_short_segments_and_for_those_that_are_mostly_exact() -> None:
+    layout = plan_blocks([1000, 4096, 4096])
+    gate = GateTable(engine="e", head_dim=32, points=((2048, 0.5),))
+    floor = torch.zeros(layout.num_rows)
+    floor[layout.segments[2].rows] = 1
+    recipe = MaskRecipe(max_share=0.4)
+    assert pick_sparse(layout, recipe, gate, floor_R=floor) == [False, True, False]
+    assert pick_sparse(layout, MaskRecipe(max_share=0.6), gate) == [False, False, False]
 
 
 def test_segments_over_the_bound_climb_alone_or_together() -> None:
