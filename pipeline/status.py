@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from lodestream.errors import StoreNotFound
+from lodestream.errors import StoreNotFound, StoreUnreachable
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.durations import format_duration
 from lodestream.storage.coordination import open_lease
@@ -111,7 +111,11 @@ def read_status(loaded: LoadedConfig) -> Status:
     target_s = loaded.config.refresh.freshness_target
     gone = _find_gone(loaded.store_location, pointer)
     health, reason = _judge_gone(gone) if gone else _judge(pointer, sources, target_s)
-    lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
+    try:
+        lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
+    except StoreUnreachable as error:  # readers need no lease, but the next run does
+        lease = None
+        health, reason = "degraded", f"nothing can be written: {error.message}"
     return Status(
         health=health,
         reason=reason,

@@ -13,12 +13,21 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import ConfigError, FencedError, LeaseLost, StoreNotFound
+from lodestream.pipeline.status import read_status
 from lodestream.storage.coordination import MARKER_NAME, open_lease
 from lodestream.storage.location import Location
 from lodestream.storage.registers.opening import RegisterKind
 from lodestream.storage.store import FeatureStore
 from tests.support.registers import find_server
-from tests.support.servers import describe_s3, etcd_server, make_bucket, postgres_server, redis_server, s3_server
+from tests.support.servers import (
+    describe_s3,
+    etcd_server,
+    find_free_port,
+    make_bucket,
+    postgres_server,
+    redis_server,
+    s3_server,
+)
 from tests.support.store_rows import DIM, begin, publish, read_contents, take_lease, write
 from tests.support.workspace import Workspace, command_environ, last_json, short_topics
 
@@ -96,6 +105,13 @@ def test_refresh_waits_takes_over_and_finishes(workspace: Workspace, holder: sub
     done = workspace.command("refresh", "--json", environ=ENVIRON)
     assert done.returncode == 0 and last_json(done)["documents"]["new"] == 1
     assert "waiting up to 3 s" in done.stderr
+
+
+def test_status_without_the_server_of_the_lease(workspace: Workspace) -> None:
+    """What is published can be read all the same; that nothing can be written is said."""
+    status = read_status(workspace.load(f"lease.url=redis://127.0.0.1:{find_free_port()}/0", "lease.ttl_s=1"))
+    assert (status.health, status.exit_code, status.lease) == ("degraded", 3, None)
+    assert "nothing can be written" in status.reason and status.pointer is not None
 
 
 @pytest.mark.parametrize("kind", ["etcd", "postgres", "local", "object"])
