@@ -119,18 +119,24 @@ def _find_deleted(changes: SourceChanges, known: StoredStates) -> frozenset[str]
 
 
 def guard_deletions(
-    surveys: Sequence[Survey], count_moved: Callable[[Survey], int], published: Snapshot | None
+    surveys: Sequence[Survey],
+    count_moved: Callable[[Survey], int],
+    published: Snapshot | None,
+    *,
+    unconfigured: Sequence[str] = (),
 ) -> None:
-    """Refuses deletions that look like a mishap at the source.
+    """Refuses deletions that look like a mishap at the source, or in the configuration.
 
     Args:
         surveys: what the sources said.
         count_moved: how many of a source's deleted documents have come up under another name; may read them, and is
             asked only where it decides.
         published: what the store holds.
+        unconfigured: documents of sources that are not configured any more.
 
     Raises:
-        MassDeletionRefused: a source is empty, or more than max(50, 5 %) of its documents vanished.
+        MassDeletionRefused: a source is empty, or more than max(50, 5 %) of its documents vanished, or so many of all
+            documents with their sources.
     """
     for survey in surveys:
         num_deleted = len(survey.deleted)
@@ -138,14 +144,23 @@ def guard_deletions(
         if not survey.deleted or (num_deleted <= MIN_GUARDED_DELETIONS and not is_empty):
             continue
         num_known = len(StoredStates(published, survey.name).doc_ids())
-        if num_deleted > max(MIN_GUARDED_DELETIONS, MAX_DELETED_SHARE * num_known) and not is_empty:
+        if _are_many(num_deleted, num_known) and not is_empty:
             num_deleted -= count_moved(survey)
-        if is_empty or num_deleted > max(MIN_GUARDED_DELETIONS, MAX_DELETED_SHARE * num_known):
+        if is_empty or _are_many(num_deleted, num_known):
             raise MassDeletionRefused(
                 f"{num_deleted} of {num_known} documents are no longer listed by their source {survey.name}",
                 "if they are really gone, run again with --allow-mass-delete; else check the source's path and "
                 "patterns",
             )
+    if unconfigured and published is not None and _are_many(len(unconfigured), published.count_documents()):
+        raise MassDeletionRefused(
+            f"{len(unconfigured)} documents are of sources that are not configured any more, such as {unconfigured[0]}",
+            "if they are to go, run again with --allow-mass-delete; else put the section [sources....] back",
+        )
+
+
+def _are_many(num_deleted: int, num_known: int) -> bool:
+    return num_deleted > max(MIN_GUARDED_DELETIONS, MAX_DELETED_SHARE * num_known)
 
 
 def plan_reads(

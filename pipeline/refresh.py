@@ -66,7 +66,7 @@ def run(
         plan = make_plan(loaded, retry=retry)
         # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
         if not allow_mass_delete:
-            guard_deletions(plan.surveys, plan.count_moved, plan.published)
+            guard_deletions(plan.surveys, plan.count_moved, plan.published, unconfigured=plan.unconfigured)
         store = FeatureStore.open_or_create(location, dim=plan.featurizer.model.dim)
         if lease is None:
             lease = _take_lease(held, store, loaded, run_id, note)

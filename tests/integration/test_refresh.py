@@ -386,3 +386,14 @@ def test_retries_are_asked_of_the_source_that_has_the_document(tmp_path: Path) -
     assert tally(report) == {"seen": 3, "new": 2, "quarantined": 1}
     again = workspace.run(*settings, retry=["docs/b.md"])
     assert tally(again)["quarantined"] == 1 and state_of(workspace, "docs/b.md")["quarantine_attempts"] == 2
+
+
+def test_many_documents_of_a_source_that_is_left_out_are_guarded(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "work", {"a.md": "One note.\n"})
+    (workspace.root / "more").mkdir()
+    for number in range(51):
+        (workspace.root / "more" / f"{number}.md").write_text(f"Note {number}.\n")
+    workspace.run("sources.more.path=more", "sources.third.path=docs")
+    with pytest.raises(MassDeletionRefused, match="51 documents are of sources that are not configured any more"):
+        workspace.run("sources.third.path=docs")
+    assert tally(workspace.run("sources.third.path=docs", allow_mass_delete=True))["deleted"] == 51
