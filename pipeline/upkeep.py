@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.report import RunReport
+from lodestream.storage.findings import Verification
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import Upkeep, collect_garbage, keep_up
 from lodestream.storage.purge import Purge, PurgePlan, plan_purge, purge_documents
+from lodestream.storage.repair import Repair, repair_store, require_opened
 from lodestream.storage.store import FeatureStore
+from lodestream.storage.verify import verify_store
 
 
 def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport, lease: Lease) -> None:
@@ -48,6 +51,25 @@ def purge(loaded: LoadedConfig, planned: PurgePlan) -> Purge:
     store = FeatureStore.open(loaded.store_location)
     with store.open_lease("gc --purge", ttl_s=loaded.config.lease.ttl_s) as lease:
         return purge_documents(store, planned, lease=lease, run_id=_name_upkeep("purge"))
+
+
+def verify(loaded: LoadedConfig, *, deep: bool) -> Verification:
+    """What is wrong with the store; see storage.verify."""
+    sweep_after = loaded.config.upkeep.options().sweep_after
+    return verify_store(loaded.store_location, deep=deep, sweep_after=sweep_after)
+
+
+def repair(loaded: LoadedConfig, found: Verification) -> Repair:
+    """Takes out what was found; see storage.repair.
+
+    Raises:
+        StoreCorrupt: the pointer or the published snapshot cannot be opened, so nothing can be mended.
+    """
+    require_opened(found)
+    store = FeatureStore.open(loaded.store_location)
+    sweep_after = loaded.config.upkeep.options().sweep_after
+    with store.open_lease("verify --repair", ttl_s=loaded.config.lease.ttl_s) as lease:
+        return repair_store(store, found, lease=lease, run_id=_name_upkeep("repair"), sweep_after=sweep_after)
 
 
 def _name_upkeep(verb: str) -> str:

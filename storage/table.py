@@ -18,6 +18,7 @@ from lance import LanceDataset, LanceFragment, LanceOperation
 
 from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch
 from lodestream.storage import steps
+from lodestream.storage.columns import compress_fields, conform_batch, conforms
 from lodestream.storage.failures import explain_errors
 from lodestream.storage.location import Location, Place
 
@@ -31,8 +32,6 @@ _MAX_ATTEMPTS: Final = 3
 _COUNTED_FROM: Final = 2**64 - 1
 _IO_BUFFER_BYTES: Final = 64 << 20  # Lance's own default is 2 GiB a scan
 _CACHE_BYTES: Final = 256 << 20
-_ZSTD: Final = {"lance-encoding:compression": "zstd"}
-_REPETITIVE: Final = ("ordinal", "parent", "computed_at")
 # Lance names ReserveFragments, which compaction commits first, by the base class.
 _CONTENT_KEEPING: Final = (LanceOperation.Rewrite, LanceOperation.CreateIndex)
 
@@ -80,7 +79,7 @@ class Table:
         """
         location = Location.parse(place)
         dataset = _open_dataset(location, version)
-        if not _conform_schema(dataset.schema, schema):
+        if not conforms(dataset.schema, schema):
             raise StoreSchemaMismatch(
                 f"{location} has other columns than this version of lodestream writes",
                 "set store.uri to a new folder and run: lodestream run",
@@ -136,7 +135,7 @@ class Table:
             )
             for batch in scanner.to_batches():
                 if batch.num_rows:
-                    yield _conform_batch(batch, schema)
+                    yield conform_batch(batch, schema)
 
     def read(self, columns: Sequence[str], *, where: Any = None, with_index: bool = True) -> pa.Table:
         """Return the rows that ``scan`` yields as one table."""
@@ -168,17 +167,8 @@ class Table:
                 if operation is None:
                     return self
                 steps.reach("chunk.files_written")
-                # Without retries Lance still merges with what others committed since: hence the check.
-                dataset = LanceDataset.commit(
-                    self.location.uri,
-                    operation,
-                    read_version=base.version,
-                    max_retries=0,
-                    enable_stable_row_ids=True,
-                    storage_options=self.location.lance_options,
-                )
-                if dataset.version == base.version + 1:
-                    return Table(self.location, self.schema, dataset)
+                if committed := base._commit_next(operation):
+                    return committed
         raise _busy(self.location)
 
     def tidy(self, indexed_columns: Sequence[str]) -> Table:
@@ -259,6 +249,32 @@ class Table:
             )
         return int(done.bytes_removed)
 
+    def drop_fragments(self, fragment_ids: Sequence[int]) -> Table:
+        """Leave out data files with all their rows, as one new version; the files are not read.
+
+        Raises:
+            CommitConflict: others kept committing to the table.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            with explain_errors(self.location):
+                base = self._bring_to_head()
+                if committed := base._commit_next(LanceOperation.Delete([], list(fragment_ids), "true")):
+                    return committed
+        raise _busy(self.location)
+
+    def _commit_next(self, operation: Any) -> Table | None:
+        """Commit on top of this version; None if the new version is not the next one."""
+        # Without retries Lance still merges with what others committed since: hence the check.
+        dataset = LanceDataset.commit(
+            self.location.uri,
+            operation,
+            read_version=self.version,
+            max_retries=0,
+            enable_stable_row_ids=True,
+            storage_options=self.location.lance_options,
+        )
+        return Table(self.location, self.schema, dataset) if dataset.version == self.version + 1 else None
+
     def _plan_replacement(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Any:
         updated: Any = None
         if len(removed_doc_ids) and self.count():
@@ -312,34 +328,6 @@ def _write_empty(location: Location, schema: pa.Schema) -> LanceDataset:
     )
 
 
-def compress_fields(schema: pa.Schema) -> pa.Schema:
-    """Return ``schema`` with the encodings that Lance does not choose by itself; what is appended later has them too.
-
-    Numbers that hardly differ from row to row are packed to their widest value otherwise (docs/bench/rows.jsonl has
-    what that saves). Codes, scales and hashes are as good as random: compressing them would cost time for nothing.
-    """
-    return pa.schema([field.with_metadata(_ZSTD) if field.name in _REPETITIVE else field for field in schema])
-
-
-def conform_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return ``rows`` in the exact types and order of ``schema``.
-
-    Engines that carry tables about drop some of a schema's details (that a column has no nulls, for instance).
-
-    Raises:
-        ValueError: a column is missing, has another type, or holds nulls where there may be none.
-    """
-    if rows.schema.equals(schema):
-        return rows
-    if set(rows.column_names) != set(schema.names):
-        raise ValueError(f"columns {sorted(rows.column_names)} given, {sorted(schema.names)} wanted")
-    rows = rows.select(schema.names)
-    for field in schema:
-        if not field.nullable and rows[field.name].null_count:
-            raise ValueError(f"column {field.name} holds {rows[field.name].null_count} nulls")
-    return rows.cast(schema)
-
-
 def _open_dataset(location: Location, version: int) -> LanceDataset:
     if location.is_local and not location.path.is_dir():
         raise StoreCorrupt(
@@ -370,26 +358,6 @@ def _read_operation(dataset: LanceDataset, version: int) -> Any:
             raise
         return LanceOperation.Rewrite(groups=[], rewritten_indices=[])
     return None if transaction is None else transaction.operation
-
-
-def _conform_schema(found: pa.Schema, wanted: pa.Schema) -> bool:
-    # Lance does not keep whether the items of a list may be null.
-    return found.names == wanted.names and all(
-        mine.equals(theirs)
-        or (pa.types.is_fixed_size_list(theirs.type) and mine.type.list_size == theirs.type.list_size)
-        for mine, theirs in zip(found, wanted, strict=True)
-    )
-
-
-def _conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [_conform_column(column, field.type) for field, column in zip(schema, batch.columns, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _conform_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
-    if column.type == wanted:
-        return column
-    return pa.FixedSizeListArray.from_arrays(column.flatten(), type=wanted)  # lists only: see _conform_schema
 
 
 def _busy(location: Location) -> CommitConflict:

@@ -20,13 +20,15 @@ from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, S
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
 from lodestream.storage.chunk import check_chunk, seal_chunk, select_removed
+from lodestream.storage.cleanup import remove_unread
+from lodestream.storage.columns import conform_rows
 from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
 from lodestream.storage.reader import Snapshot, open_tables
 from lodestream.storage.registers.protocol import CasRegister, Version
 from lodestream.storage.snapshot import PointerRecord, Retention, SnapshotRecord, StagedWork
-from lodestream.storage.table import Table, conform_rows
+from lodestream.storage.table import Table
 
 RETAINED_AGE: Final = timedelta(hours=1)
 MAX_UNREAD_VERSIONS: Final = 16
@@ -182,21 +184,32 @@ class Transaction:
         steps.reach("publish.trimmed")
         return snapshot
 
-    def publish_rewritten(self, change: Callable[[str, Table], Table], *, forget_earlier: bool = False) -> Snapshot:
-        """Publish the same rows in other files, and end the transaction. Checkpoint and run stay as they are.
+    def rewrite(self, change: Callable[[str, Table], Table]) -> None:
+        """Change the tables past the chunks: ``change`` is given each with its name. Not staged: a kill undoes it."""
+        self._require_open()
+        for name, table in self._tables.items():
+            self._tables[name] = self._commit(partial(change, name, table))
+
+    def publish_rewritten(
+        self,
+        change: Callable[[str, Table], Table],
+        *,
+        forget_earlier: bool = False,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> Snapshot:
+        """Publish the same rows in other files, and end the transaction. The run stays as it is.
 
         Snapshots published before stay readable in the old files. Old versions that no snapshot has are removed.
 
         Args:
             change: is given each table with its name, and returns it with the same rows.
             forget_earlier: the earlier snapshots can no longer be opened, and their files are removed at once.
+            checkpoint: source -> cursor; None keeps the one that is published.
 
         Raises:
             FencedError, CommitConflict, CommitStateUnknown: as for publish.
         """
-        self._require_open()
-        for name, table in self._tables.items():
-            self._tables[name] = change(name, table)
+        self.rewrite(change)
         history = () if forget_earlier else self._pointer.history
         if self._changes_nothing() and not forget_earlier:
             kept = self._pointer.retention.select(history, datetime.now(UTC))
@@ -204,7 +217,8 @@ class Transaction:
             self._is_open = False
             snapshot = self._open_snapshot(kept[-1])
         else:
-            snapshot = self._publish(datetime.now(UTC), history)
+            changes = {} if checkpoint is None else {"checkpoint": checkpoint}
+            snapshot = self._publish(datetime.now(UTC), history, **changes)
         self._clean_up(max_unread=0, min_age=timedelta(0) if forget_earlier else RETAINED_AGE)
         steps.reach("publish.trimmed")
         return snapshot
@@ -351,25 +365,9 @@ class Transaction:
 
     def _clean_up(self, *, max_unread: int, min_age: timedelta) -> None:
         try:
-            self._remove_old_versions(max_unread=max_unread, min_age=min_age)
+            remove_unread(self._tables, self._register, epoch=self.epoch, max_unread=max_unread, min_age=min_age)
         except StoreError as error:  # published already: the next run cleans up
             _LOG.warning("old versions could not be removed: %s", error)
-
-    def _remove_old_versions(self, *, max_unread: int, min_age: timedelta) -> None:
-        """Remove versions that nobody reads: not named by the pointer, and too old to be open still."""
-        # Listed first and looked up in the pointer afterwards: what a newer writer publishes while this one sleeps in
-        # between is not in the list, and what it had published before is in the pointer.
-        listed = {name: table.list_versions() for name, table in self._tables.items()}
-        found = self._register.read()
-        pointer = None if found is None else PointerRecord.from_json(found[0])
-        if pointer is None or pointer.epoch != self.epoch:
-            return
-        horizon = datetime.now(UTC) - min_age
-        for name, table in self._tables.items():
-            old = {version for version, made_at in listed[name].items() if made_at <= horizon}
-            unread = old - pointer.named_versions(name) - {table.version}
-            if len(unread) > max_unread:
-                table.remove_versions(unread)
 
     def _require_claim(self) -> None:
         self._lease.require()

@@ -33,6 +33,7 @@ from lodestream.pipeline.cli.snapshots import snapshots_app
 from lodestream.pipeline.cli.status import add_status_verb
 from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
+from lodestream.pipeline.cli.verify import add_verify_verb
 from lodestream.pipeline.config_templates import FOLDERS, Template
 from lodestream.pipeline.process import set_process_defaults
 
@@ -53,6 +54,7 @@ add_quarantine_verbs(app)
 app.add_typer(snapshots_app, name="snapshots")
 add_store_verbs(app)
 add_upkeep_verbs(app)
+add_verify_verb(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from lodestream.errors import ConfigError
+from lodestream.errors import ConfigError, StoreCorrupt
 from lodestream.pipeline.cli.app import app
 from lodestream.pipeline.config import load_config, write_initial_config
 from lodestream.pipeline.report import RunReport
@@ -94,3 +94,31 @@ def test_failed_upkeep_fails_no_run(store: FeatureStore) -> None:
     finish_run(loaded, store, report, take_lease(store))
     assert report.upkeep is None
     assert "upkeep failed" in report.warnings[0]
+
+
+def test_verify_and_repair(store: FeatureStore) -> None:
+    publish(store, {"d": ["alpha", "beta"], "e": ["gamma"]})
+    assert "sound: snapshot 1" in invoke("verify", "--deep").stdout
+    path = next((store.root / "documents.lance" / "data").iterdir())
+    body = path.read_bytes()
+    path.write_bytes(body.replace(b"alpha", b"aleph"))
+    found = invoke("verify", "--deep")
+    assert found.exit_code == 3
+    assert "fail  text-altered" in found.stdout
+    assert "next: lodestream verify --deep --repair" in found.stderr
+    mended = invoke("verify", "--deep", "--repair", "--json")
+    assert mended.exit_code == 0
+    values = json.loads(mended.stdout)
+    assert values["ok"]
+    assert values["findings"][0]["doc_ids"] == values["repair"]["to_compute"] == ["d"]
+    assert read_contents(store.open_snapshot()) == {"e": ["gamma"]}
+
+
+def test_verify_of_a_torn_pointer(store: FeatureStore) -> None:
+    publish(store, {"d": ["a"]})
+    newest = sorted((store.root / "pointer").glob("*.json"))[-1]
+    newest.write_bytes(b"{")
+    result = invoke("verify")
+    assert result.exit_code == 3
+    assert newest.name in result.stdout
+    assert isinstance(invoke("verify", "--repair").exception, StoreCorrupt)

@@ -11,7 +11,8 @@ import pytest
 from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch, StoreUnwritable
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage import table as table_module
-from lodestream.storage.table import Table, conform_rows
+from lodestream.storage.columns import conform_rows
+from lodestream.storage.table import Table
 from tests.support.store_rows import DIM, make_documents, make_features
 
 SCHEMA = features_schema(DIM)
