@@ -30,6 +30,7 @@ def make_table(lines: Iterable[dict[str, Any]]) -> str:
         total["minutes"] += round(line["config"]["duration_s"])
         for name in COLUMNS.values():
             total[name] += line[name]
+        total["num_lost"] += max(0, line["num_published"] - line["counter"] - line["num_lost"])
     head = ["back-end", "minutes", *COLUMNS]
     rows = [
         [provider, f"{total['minutes'] / 60:.1f}", *(f"{total[name]:,}" for name in COLUMNS.values())]
