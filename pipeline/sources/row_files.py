@@ -98,9 +98,9 @@ class RowFiles:
         asked = {before[doc_id].state.object_id for doc_id in retry if doc_id in before}
         # Why a row failed may lie in another file: the one with the same id is gone.
         asked |= {document.state.object_id for document in before.values() if document.state.version.startswith(FAILED)}
-        kept = [file for file in files if same.get(file.name) == file.status and file.name not in asked]
-        rows = self._scan(file for file in files if file not in kept)
-        listed = _rows_of(before, {file.name for file in kept})
+        kept = {file.name for file in files if same.get(file.name) == file.status and file.name not in asked}
+        rows = self._scan(file for file in files if file.name not in kept)
+        listed = _rows_of(before, kept)
         if listed & {self._names.doc_id(row.row_id) for row in rows}:
             # A row has come up in another file: which of the two counts depends on all files.
             rows, listed = self._scan(files), set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import get_args
 
@@ -41,7 +42,9 @@ def test_sources_open_without_looking(tmp_path: Path) -> None:
     for template in TEMPLATES:
         (tmp_path / template).mkdir()
         write_initial_config(tmp_path / template, source_path=None, template=template)
-        assert open_sources(load_config(start=tmp_path / template, environ={})).keys() == {"docs"}
+        sources = open_sources(load_config(start=tmp_path / template, environ={}))
+        assert sources.keys() == {"docs"}
+        assert pickle.loads(pickle.dumps(sources["docs"].reader())) == sources["docs"].reader()
 
 
 def test_init_writes_a_template_and_check_says_what_is_missing(tmp_path: Path) -> None:
