@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 import uuid
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,15 @@ import pytest
 from lodestream.errors import ConfigError, NotFoundError, StoreNotFound, StoreUnreachable
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.location import Location
+from lodestream.storage.maintenance import UpkeepOptions, collect_garbage
+from lodestream.storage.purge import plan_purge, purge_documents
 from lodestream.storage.registers.options import RegisterOptions
+from lodestream.storage.repair import repair_store
 from lodestream.storage.snapshot import read_pointer
 from lodestream.storage.store import FeatureStore
+from lodestream.storage.verify import verify_store
 from tests.support.servers import find_free_port, s3_bucket, s3_options, s3_server
-from tests.support.store_rows import DIM, begin, keep_snapshots, publish, read_contents, write
+from tests.support.store_rows import DIM, begin, keep_snapshots, publish, read_contents, take_lease, write
 from tests.support.workspace import Workspace, assert_equal_stores, last_json, short_topics
 
 __all__ = ["s3_bucket", "s3_options", "s3_server"]
@@ -137,3 +142,27 @@ def test_end_to_end(
     workspace.run(f"store.uri={tmp_path / 'local'}")
     local = FeatureStore.open(str(tmp_path / "local"))
     assert_equal_stores(FeatureStore.open(location).open_snapshot(), local.open_snapshot())
+
+
+def test_upkeep_purge_and_verify(location: Location) -> None:
+    """Listing, merging, removing and repairing go through the object store as through a disk."""
+    store = FeatureStore.open_or_create(location, dim=DIM)
+    contents = {f"d{number}": ["alpha", str(number)] for number in range(4)}
+    for doc_id, texts in contents.items():
+        publish(store, {doc_id: texts, "secret": texts[1:]})
+    done = collect_garbage(store, UpkeepOptions(), lease=take_lease(store), run_id="gc")
+    assert done.compacted == ("features", "documents", "source_state")
+    purge_documents(store, plan_purge(store, ["secret"]), lease=take_lease(store), run_id="purge")
+    assert read_contents(store.open_snapshot()) == contents
+    day = timedelta(days=1)
+    assert verify_store(location, deep=True, sweep_after=day).findings == ()
+    documents = store.open_tables()["documents"]
+    path = f"data/{documents.fragments()[0].data_files()[0].path}"
+    documents.location.delete_objects([path])
+    found = verify_store(location, deep=True, sweep_after=day)
+    assert any(finding.kind == "file-gone" and path in finding.what for finding in found.drift)
+    mended = repair_store(store, found, lease=take_lease(store), run_id="repair", sweep_after=day)
+    assert mended.left == ()
+    assert {*mended.to_compute, *mended.dropped} == contents.keys()
+    publish(store, {"d0": ["again"]})
+    assert read_contents(store.open_snapshot()) == {"d0": ["again"]}
