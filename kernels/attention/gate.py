@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from lodestream.errors import ConfigError
 
@@ -87,3 +87,20 @@ def build_gate(
         bound = min(bound, share)
         points.append((num_tokens, bound))
     return GateTable(engine=engine, head_dim=head_dim, points=tuple(reversed(points)))
+
+
+CPU_GATES: Final = (
+    GateTable(
+        engine="torch-cpu fp32",
+        head_dim=32,
+        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.5), (8192, 0.6)),
+    ),
+    GateTable(engine="torch-cpu fp32", head_dim=64, points=((512, 0.0), (1024, 0.0), (2048, 0.4), (8192, 0.5))),
+    GateTable(
+        engine="torch-cpu bf16",
+        head_dim=32,
+        points=((512, 0.0), (1024, 0.0), (2048, 0.0), (4096, 0.5), (8192, 0.6)),
+    ),
+    GateTable(engine="torch-cpu bf16", head_dim=64, points=((512, 0.0), (1024, 0.0), (2048, 0.4), (8192, 0.6))),
+)
+"""Break-even of ``docs/bench/sparse_attention.jsonl``, correction rows included; a test holds them to that file."""

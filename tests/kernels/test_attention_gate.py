@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from lodestream.errors import ConfigError
-from lodestream.kernels.attention.gate import GateTable, Measurement, build_gate
+from lodestream.kernels.attention.gate import CPU_GATES, GateTable, Measurement, build_gate
 
 
 def test_break_even_is_that_of_the_shorter_length() -> None:
@@ -36,6 +37,19 @@ def test_measurements_open_the_gate_only_where_all_smaller_shares_win() -> None:
     assert table.points == ((512, 0.125), (2048, 0.125), (8192, 0.125), (16384, 0.125))
     assert build_gate("e", 32, measurements[:9]).points == ((512, 0.125), (2048, 0.25), (8192, 0.5))
     assert build_gate("e", 32, measurements[:9], largest_ratio=0.1).points == ((512, 0), (2048, 0), (8192, 0))
+
+
+@pytest.mark.parametrize("gate", CPU_GATES, ids=lambda gate: f"{gate.engine} {gate.head_dim}")
+def test_tables_for_a_cpu_are_those_that_were_measured(gate: GateTable, repository: Path) -> None:
+    engine = gate.engine.removeprefix("torch-cpu ")
+    measurements = []
+    for text in (repository / "docs/bench/sparse_attention.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if line["provider"].startswith(f"sparse {engine},") and line["config"]["head_dim"] == gate.head_dim:
+            share = float(line["provider"].split(", ")[1].removesuffix(" kept"))
+            if line["metric"] == "time / best dense, corrected" and line["config"]["threads"] == 1:
+                measurements.append(Measurement(num_tokens=line["x"], kept_share=share, ratio=line["p50"]))
+    assert build_gate(gate.engine, gate.head_dim, measurements) == gate
 
 
 @pytest.mark.parametrize("points", [((2, 0.1), (1, 0.1)), ((1, 0.1), (1, 0.2)), ((1, 1.5),)])
