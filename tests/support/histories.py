@@ -1,0 +1,342 @@
+"""Random histories of a corpus, and after each refresh the question whether the store equals a full rebuild.
+
+Files are written, edited, moved, copied, deleted, spoiled and mended, with times that are old, new or of the future;
+settings that change the feature version come and go; runs crash at named steps, and lose their lease to another run.
+What the store must then hold is computed from the files alone, document by document, with nothing to reuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from lodestream.actors import featurizer
+from lodestream.actors.segment import text_format_of
+from lodestream.errors import FencedError, LeaseHeld, LeaseLost
+from lodestream.kernels import encoder
+from lodestream.pipeline.session import read_options
+from lodestream.storage import steps
+from lodestream.storage.coordination import open_lease
+from lodestream.storage.lease import break_lease, read_lease
+from lodestream.storage.store import Snapshot
+from tests.support.toy_encoder import load_toy_encoder
+from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores, read_features
+
+NAMES = ("a.md", "b.md", "c.md", "part/d.rst", "ü e.txt")
+PARAGRAPHS = (
+    "# Tides",
+    "The tide rises twice a day. It falls twice a day as well, and nobody has to ask it to.",
+    "Whoever sails by night reads the lamps. A red lamp stays to port, a green one to starboard.",
+    "- one rope\n- two anchors\n- a lamp of brass",
+    "Section\n=======",
+    "潮は一日に二度満ちる。灯台は動かない。",
+    "Charts are drawn anew every spring, for the sand moves in winter.",
+    "🌊 🌊 🌊",
+    "v1.0 2021-01-01 fixed\nv1.1 2021-02-01 fixed\nv1.2 2021-03-01 fixed",
+    "A harbour master keeps the book of arrivals; the book of departures keeps itself.",
+)
+WORDS = ("harbour", "lamp", "sixteen", "never", "海")
+SPOILED = (b"\0\1\2 binary", b"caf\xe9 in Latin-1, \x81 in nothing")
+# What each of them changes: where segments end, which paragraphs are base, what the encoder sees.
+VERSIONS = ((), ("segment.target_tokens=8",), ("density.base_below=0.6",), ("segment.heading_prefix=true",))
+SETTINGS = ("run.max_quarantined_share=1", "run.chunk_documents=1", "encoder.num_threads=1")
+
+TEXTS = st.lists(st.sampled_from(PARAGRAPHS), min_size=0, max_size=4).map("\n\n".join)
+TIMES = st.sampled_from(["old", "now", "future"])
+NAME = st.sampled_from(NAMES)
+CRASH_STEPS = tuple(step for step in steps.STEPS if step not in ("publish.compacted", "publish.trimmed"))
+
+READ_MODEL_FOLDER = cache(featurizer.read_model_folder)
+READ_TOKENIZER = cache(featurizer.Tokenizer.from_folder)
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+class Crash(BaseException):
+    """The process ends here: nothing in between may catch it."""
+
+
+class Histories(RuleBasedStateMachine):
+    """A workspace, and what is known of it: ``files`` on the disk, ``kept`` texts that a spoiled document may have."""
+
+    uses_toy_encoder = True
+
+    @initialize()
+    def create(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="history"))
+        self.workspace = Workspace.create(self.folder, {}, *SETTINGS)
+        self.settings: tuple[str, ...] = ()
+        self.files: dict[str, bytes] = {}
+        self.kept: dict[str, set[str]] = {}
+        self.published: dict[str, list[dict[str, Any]]] = {}
+        self.expected_rows: dict[tuple[str, str, tuple[str, ...]], list[dict[str, Any]]] = {}
+        self.patches = pytest.MonkeyPatch()
+        # Hashing the weights and parsing the vocabulary anew for every run would be most of the time.
+        self.patches.setattr(featurizer, "read_model_folder", READ_MODEL_FOLDER)
+        self.patches.setattr(featurizer.Tokenizer, "from_folder", READ_TOKENIZER)
+        if self.uses_toy_encoder:
+            self.patches.setattr(encoder, "load_encoder", load_toy_encoder)
+        self.write("a.md", PARAGRAPHS[1].encode(), "old")
+        self.run()
+
+    # ---- what happens to the files ---------------------------------------------------------------------------------
+
+    @rule(name=NAME, text=TEXTS, when=TIMES)
+    def insert_or_rewrite(self, name: str, text: str, when: str) -> None:
+        self.write(name, text.encode(), when)
+
+    @rule(name=NAME, word=st.sampled_from(WORDS), place=st.integers(0, 200), when=TIMES)
+    def edit_word(self, name: str, word: str, place: int, when: str) -> None:
+        if text := self.text_of(name):
+            words = text.split(" ")
+            words[place % len(words)] = word
+            self.write(name, " ".join(words).encode(), when)
+
+    @rule(name=NAME, paragraph=st.sampled_from(PARAGRAPHS), when=TIMES)
+    def insert_at_top(self, name: str, paragraph: str, when: str) -> None:
+        if text := self.text_of(name):
+            self.write(name, f"{paragraph}\n\n{text}".encode(), when)
+
+    @rule(name=NAME, text=TEXTS)
+    def restore_with_old_time(self, name: str, text: str) -> None:
+        """Other content under a time that lies before the one that the store knows."""
+        self.write(name, text.encode(), "older")
+
+    @rule(name=NAME)
+    def swap_letters_under_the_same_time_and_size(self, name: str) -> None:
+        if text := self.text_of(name):
+            path = self.workspace.docs / name
+            before = path.stat()
+            self.write(name, text.swapcase().encode(), "old")
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    @rule(name=NAME, when=TIMES)
+    def touch(self, name: str, when: str) -> None:
+        if name in self.files:
+            set_time(self.workspace.docs / name, when)
+
+    @rule(name=NAME)
+    def delete(self, name: str) -> None:
+        if name in self.files:
+            (self.workspace.docs / name).unlink()
+            del self.files[name]
+            self.kept.setdefault(name, set()).add("")
+
+    @rule(old=NAME, new=NAME)
+    def rename(self, old: str, new: str) -> None:
+        if old != new and self.text_of(old) is not None and self.text_of(new) != "spoiled":
+            target = self.workspace.docs / new
+            target.parent.mkdir(exist_ok=True)
+            os.replace(self.workspace.docs / old, target)
+            self.note(new, self.files.pop(old))
+            self.kept.setdefault(old, set()).add("")
+
+    @rule(old=NAME, new=NAME)
+    def copy(self, old: str, new: str) -> None:
+        if old != new and self.text_of(old) is not None:
+            target = self.workspace.docs / new
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(self.workspace.docs / old, target)
+            self.note(new, self.files[old])
+
+    @rule(name=NAME, content=st.sampled_from(SPOILED), when=TIMES)
+    def spoil(self, name: str, content: bytes, when: str) -> None:
+        self.write(name, content, when)
+
+    @rule(settings=st.sampled_from(VERSIONS))
+    def change_feature_version(self, settings: tuple[str, ...]) -> None:
+        self.settings = settings
+
+    # ---- what happens to the runs ----------------------------------------------------------------------------------
+
+    @rule()
+    def refresh(self) -> None:
+        self.run()
+
+    @precondition(lambda self: self.files)
+    @rule(step=st.sampled_from(CRASH_STEPS), occurrence=st.integers(1, 3))
+    def crash(self, step: str, occurrence: int) -> None:
+        if self.interrupt(step, occurrence, self.die):
+            self.check_after_crash()
+        else:
+            self.check()
+
+    @precondition(lambda self: self.files)
+    @rule(step=st.sampled_from(CRASH_STEPS), occurrence=st.integers(1, 2))
+    def lose_the_lease(self, step: str, occurrence: int) -> None:
+        """Somebody breaks the lease and another run does all of the work; the one that slept must not undo it."""
+        self.interrupt(step, occurrence, self.overtake)
+        self.run()
+
+    def interrupt(self, step: str, occurrence: int, act: Callable[[], None]) -> bool:
+        """Runs; ``act`` comes at the n-th pass of ``step``. True if the run ended by it."""
+        left = occurrence
+        reach = steps.reach
+
+        def reach_or_act(passed: str) -> None:
+            nonlocal left
+            left -= passed == step
+            if passed == step and left == 0:
+                steps.reach = reach
+                act()
+
+        steps.reach = reach_or_act
+        try:
+            self.workspace.run(*self.settings, allow_mass_delete=True)
+        except (Crash, FencedError, LeaseHeld, LeaseLost):
+            return True
+        finally:
+            steps.reach = reach
+        return False
+
+    def die(self) -> None:
+        raise Crash
+
+    def overtake(self) -> None:
+        register = open_lease(self.workspace.load().store_location, ttl_s=15)
+        found = read_lease(register)
+        if found is not None and not found[0].released:
+            break_lease(register, found[0].epoch)
+        self.workspace.run(*self.settings, allow_mass_delete=True)
+
+    def run(self) -> None:
+        self.workspace.run(*self.settings, allow_mass_delete=True)
+        self.check()
+
+    # ---- what must hold --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The store equals a full rebuild."""
+        snapshot = self.workspace.open_snapshot()
+        stored = rows_by_document(snapshot)
+        states = {row["doc_id"]: row for row in snapshot.document_states().to_pylist()}
+        assert states.keys() == self.files.keys()
+        assert stored.keys() <= self.files.keys()
+        for name in self.files:
+            text = self.text_of(name)
+            is_spoiled = text == "spoiled"
+            assert bool(states[name]["quarantine_reason"]) == is_spoiled, name
+            if is_spoiled:
+                assert stored.get(name, []) in [self.rows_of(name, kept) for kept in self.kept.get(name, {""})], name
+            else:
+                assert stored.get(name, []) == self.rows_of(name, str(text)), name
+                assert snapshot.get_document(name)["text"] == text  # type: ignore[index]
+        self.published = stored
+        self.forget(states.keys(), stored)
+
+    def check_after_crash(self) -> None:
+        """What is published is what was, or what the run was about to publish."""
+        snapshot = self.workspace.open_snapshot()
+        if rows_by_document(snapshot) != self.published:
+            self.check()
+
+    def forget(self, names: Any, stored: Rows) -> None:
+        """What the store has now is all that a document that is spoiled later can keep."""
+        for name in NAMES:
+            texts = self.kept.get(name, {""}) | {self.text_of(name) or ""}
+            self.kept[name] = {t for t in texts - {"spoiled"} if self.rows_of(name, t) == stored.get(name, [])} or {""}
+
+    def rows_of(self, name: str, text: str) -> list[dict[str, Any]]:
+        """The feature rows of one document, computed from its text alone."""
+        key = (name, text, self.settings)
+        if key not in self.expected_rows:
+            self.expected_rows[key] = self.featurize(name, text)
+        return self.expected_rows[key]
+
+    def featurize(self, name: str, text: str) -> list[dict[str, Any]]:
+        loaded = self.workspace.load(*self.settings)
+        maker = featurizer.Featurizer(read_options(loaded))
+        (source,) = loaded.config.sources
+        document = {
+            "doc_id": [name],
+            "source": [source],
+            "uri": [name],
+            "content_hash": pa.array([hashlib.sha256(text.encode()).digest()], pa.binary(32)),
+            "source_version": [""],
+            "text": pa.array([text], pa.large_string()),
+            "text_format": [text_format_of(name)],
+        }
+        features = maker.encode(maker.prepare(pa.table(document)), {}, run_id="").features
+        return sort_rows(features.to_pylist())
+
+    def teardown(self) -> None:
+        """A full rebuild into an empty store has the same rows; spoiled documents keep nothing there."""
+        if not hasattr(self, "folder"):
+            return
+        try:
+            if not any(self.text_of(name) == "spoiled" for name in self.files) and self.published:
+                self.run()
+                if self.published:
+                    self.workspace.run(*self.settings, "store.uri=rebuilt")
+                    names = ("source_version",)
+                    assert_equal_stores(
+                        self.workspace.open_snapshot(), self.workspace.open_store("rebuilt"), without=names
+                    )
+        finally:
+            self.patches.undo()
+            shutil.rmtree(self.folder)
+
+    # ---- small things ----------------------------------------------------------------------------------------------
+
+    def write(self, name: str, content: bytes, when: str) -> None:
+        path = self.workspace.docs / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        set_time(path, when)
+        self.note(name, content)
+
+    def note(self, name: str, content: bytes) -> None:
+        self.files[name] = content
+        text = self.text_of(name)
+        if text is not None and text != "spoiled":
+            self.kept.setdefault(name, {""}).add(text)
+
+    def text_of(self, name: str) -> str | None:
+        """The document's text; "spoiled" where it cannot be read, None where there is none."""
+        content = self.files.get(name)
+        if content is None:
+            return None
+        return "spoiled" if content in SPOILED else content.decode()
+
+
+class RealHistories(Histories):
+    """The same with the encoder that is shipped."""
+
+    uses_toy_encoder = False
+
+
+def set_time(path: Path, when: str) -> None:
+    """Gives a file a time in the past, of now, or in the future."""
+    shift_s = {"old": None, "older": None, "now": 0, "future": 3600}[when]
+    stamp = WRITTEN_NS - (10**12 if when == "older" else 0) if shift_s is None else time.time_ns() + shift_s * 10**9
+    os.utime(path, ns=(stamp, stamp))
+
+
+def rows_by_document(snapshot: Snapshot) -> Rows:
+    """All feature rows of a snapshot, without times and names of runs, by document."""
+    rows: Rows = {}
+    for row in read_features(snapshot):
+        rows.setdefault(row["doc_id"], []).append(row)
+    return {doc_id: sort_rows(found) for doc_id, found in rows.items()}
+
+
+def sort_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of their keys, with what may differ between equal stores left out."""
+    volatile = ("computed_at", "run_id", "source_version")
+    kept = [{name: value for name, value in row.items() if name not in volatile} for row in rows]
+    for row in kept:
+        codes = row["codes"]
+        row["codes"] = codes if isinstance(codes, bytes) else bytes(code & 255 for code in codes)
+    return sorted(kept, key=lambda row: row["key"])
