@@ -17,7 +17,7 @@ unexport LODESTREAM_STREAMS
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench chaos clean
+.PHONY: help install demo test lint types bench chaos oracle clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: install ## every benchmark, one after the other; results go to docs/bench
 
 chaos: install ## writers killed and stopped for half an hour over every back-end; results go to docs/bench/chaos.jsonl
 	@$(BIN)/python -m tests.fault.chaos
+
+oracle: install ## 10,000 random histories of a corpus, each refresh against a rebuild; results go to docs/bench/oracle.jsonl
+	@$(BIN)/python -m tests.fault.oracle
 
 clean: ## remove what was built and cached, .venv included
 	rm -rf $(VENV) build dist .demo .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

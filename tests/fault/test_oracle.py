@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.support.histories import Histories, RealHistories
+from tests.fault.histories import Histories, RealHistories
 
 # The same histories on every machine; new ones are what the long form is for.
 SAME_EVERYWHERE = settings(
