@@ -1,4 +1,4 @@
-"""Memory of a backfill stays within its budget and does not grow with the corpus; bench_memory.py has the long form."""
+"""Memory of a backfill stays within its budget and hardly grows with the corpus; bench_memory.py has the long form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.workspace import Workspace, short_topics
 
 MIB = 1 << 20
 BUDGET_BYTES = 1024 * MIB
-"""What bench_memory.py holds a corpus of any size to."""
+"""What bench_memory.py holds twenty times the demo's corpus to."""
 
 GROWTH_BYTES = 100 * MIB
 """Eight times the corpus may cost this much more: far less than all its rows, texts and tensors kept at once."""
