@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareExceeded
-from lodestream.pipeline.changes import PlannedRead, Survey, guard_deletions, plan_reads
+from lodestream.pipeline.changes import PlannedRead, find_deleted, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport, name_run
@@ -87,11 +88,13 @@ def _note_failure(store: FeatureStore, lease: Lease, run_id: str) -> Iterator[No
     try:
         yield
     except LodestreamError as error:
+        failure = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), **error.as_dict()}
+
+        def add_failure(run: dict[str, Any]) -> dict[str, Any]:
+            return {**run, "failure": failure | {"in_a_row": run.get("failure", {}).get("in_a_row", 0) + 1}}
+
         try:
-            run = store.pointer().run
-            failure = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), **error.as_dict()}
-            in_a_row = run.get("failure", {}).get("in_a_row", 0) + 1
-            store.note_run({**run, "failure": failure | {"in_a_row": in_a_row}}, lease=lease)
+            store.note_run(add_failure, lease=lease)
         except LodestreamError as other:
             _LOG.warning("the failure of run %s could not be noted: %s", run_id, other.message)
         raise
@@ -124,7 +127,8 @@ def _carry_out(
     for sentence in plan.notes():
         note(sentence)
     featurizer = plan.featurizer
-    transaction = store.begin(
+    begin = partial(
+        store.begin,
         lease=lease,
         run_id=report.run_id,
         kind=report.kind,
@@ -132,6 +136,11 @@ def _carry_out(
         recipe=featurizer.recipe,
         retention=loaded.config.store.retention(),
     )
+    transaction = begin()
+    if transaction.resumed and _lacks_documents(plan, transaction.base):
+        note("a run that was interrupted had deleted documents that are to stay: its work is done again")
+        transaction.abandon()
+        transaction = begin()
     writer = ChunkWriter(
         loaded.config,
         featurizer=featurizer,
@@ -171,8 +180,21 @@ def _plan_work(plan: RunPlan, transaction: Transaction, report: RunReport, note:
     report.resumed = len(plan.reads()) - len(reads)
     if report.resumed:
         note(f"continuing a run that was interrupted: {report.resumed} documents are done already")
-    deleted = {*plan.deleted, *(doc_id for survey in plan.surveys for doc_id in _find_staged_deleted(survey, base))}
+    deleted = set(plan.deleted)
+    for survey in plan.surveys:  # documents that only the killed run has known may be gone since
+        deleted |= find_deleted(survey.changes, StoredStates(base, survey.name))
     return Work(reads=reads, deleted=sorted(deleted))
+
+
+def _lacks_documents(plan: RunPlan, base: Snapshot) -> bool:
+    """Whether a killed run has deleted documents for which there is no evidence any more (a source that was left out of
+    the configuration by mistake). No source names them again: what is published has them, as their source does."""
+    if plan.published is None:
+        return False
+    tables = (snapshot.open_table("documents") for snapshot in (plan.published, base))
+    published, staged = (set(table.read(["doc_id"]).column("doc_id").to_pylist()) for table in tables)
+    named = {candidate.doc_id for survey in plan.surveys for candidate in survey.changes.upserts}
+    return bool(published - staged - set(plan.deleted) - named)
 
 
 def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:
@@ -200,12 +222,6 @@ def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:
     candidates.sort(key=lambda candidate: candidate.doc_id)
     reads = plan_reads(candidates, staged, feature_version=plan.featurizer.feature_version)
     return [replace(read, is_new=read.candidate.doc_id not in plan.states) for read in reads]
-
-
-def _find_staged_deleted(survey: Survey, base: Snapshot) -> frozenset[str]:
-    """Documents that a killed run has staged and that are gone since."""
-    listed = survey.changes.listed
-    return frozenset() if listed is None else StoredStates(base, survey.name).doc_ids() - listed
 
 
 def _guard_quarantine(report: RunReport, transaction: Transaction, *, max_share: float) -> None:

@@ -9,7 +9,7 @@ versions are published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from lodestream.storage.snapshot import (
     read_pointer,
 )
 from lodestream.storage.table import Table
-from lodestream.storage.transaction import RunIdentity, Transaction
+from lodestream.storage.transaction import RunIdentity, Transaction, require_claim
 
 __all__ = ["FeatureStore", "Snapshot", "Transaction"]
 
@@ -143,16 +143,22 @@ class FeatureStore:
             show_wait=show_wait,
         )
 
-    def note_run(self, run: Mapping[str, Any], *, lease: Lease) -> None:
+    def note_run(self, change: Callable[[dict[str, Any]], dict[str, Any]], *, lease: Lease) -> None:
         """Change what the pointer says of the last run, and nothing else: for a run that could not publish.
+
+        Args:
+            change: is given what the pointer says, and returns what it is to say.
+            lease: the store's lease, held.
 
         Raises:
             LeaseLost: the lease is not held any more.
+            FencedError: a writer with a newer epoch has begun; its pointer is left alone.
             CommitConflict: another writer was faster.
         """
-        lease.require()
         pointer, version = read_pointer(self.location)
-        open_register(self.location).cas(version, pointer.follow(run=dict(run)).to_json())
+        # A swap under a newer writer's hands would end that writer's run.
+        require_claim(pointer, lease, self.location)
+        open_register(self.location).cas(version, pointer.follow(run=change(dict(pointer.run))).to_json())
 
     def begin(
         self,

@@ -69,7 +69,7 @@ class Transaction:
         self._pointer, self._version = found
         self._identity = identity
         self._lease = lease
-        self._require_claim()
+        require_claim(self._pointer, lease, location)
         self._is_open = True
         self._has_claimed = False
         staged = self._pointer.staged
@@ -369,20 +369,30 @@ class Transaction:
         except StoreError as error:  # published already: the next run cleans up
             _LOG.warning("old versions could not be removed: %s", error)
 
-    def _require_claim(self) -> None:
-        self._lease.require()
-        pointer, lease = self._pointer, self._lease
-        is_mine = pointer.epoch == lease.epoch and pointer.writer == lease.token
-        if pointer.epoch >= lease.epoch and not is_mine:
-            raise self._fenced(pointer.epoch)
-
     def _fenced(self, rival_epoch: int) -> FencedError:
-        return FencedError(
-            f"another run began to write to {self._location} (epoch {rival_epoch}, this one has {self._lease.epoch})",
-            "let the other run end; it continues from what this one had staged",
-        )
+        return _fenced(self._location, rival_epoch, self._lease)
 
     def _require_open(self) -> None:
         if not self._is_open:
             raise ValueError("the transaction has ended: begin another one")
         self._lease.require()
+
+
+def require_claim(pointer: PointerRecord, lease: Lease, location: Location) -> None:
+    """Refuse to write for a lease that a later one has followed in the pointer.
+
+    Raises:
+        LeaseLost: the lease is not held any more.
+        FencedError: the pointer has a greater epoch, or the same one of another tenure.
+    """
+    lease.require()
+    is_mine = pointer.epoch == lease.epoch and pointer.writer == lease.token
+    if pointer.epoch >= lease.epoch and not is_mine:
+        raise _fenced(location, pointer.epoch, lease)
+
+
+def _fenced(location: Location, rival_epoch: int, lease: Lease) -> FencedError:
+    return FencedError(
+        f"another run began to write to {location} (epoch {rival_epoch}, this one has {lease.epoch})",
+        "let the other run end; it continues from what this one had staged",
+    )

@@ -1,0 +1,89 @@
+"""What a killed run has deleted or added comes out as the sources are when it is continued, not as they were."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lodestream.pipeline import refresh
+from lodestream.pipeline.config import load_config
+from lodestream.pipeline.report import RunReport
+from lodestream.storage import steps
+from lodestream.storage.store import FeatureStore
+
+NOTES = (
+    "sources.notes.kind=sqlite", "sources.notes.path=notes.db", "sources.notes.table=notes",
+    "sources.notes.text_column=body", "sources.notes.log_table=changes",
+)  # fmt: skip
+SCHEMA = """
+CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT);
+CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, id);
+CREATE TRIGGER added AFTER INSERT ON notes BEGIN INSERT INTO changes (id) VALUES (NEW.id); END;
+CREATE TRIGGER edited AFTER UPDATE ON notes BEGIN INSERT INTO changes (id) VALUES (OLD.id), (NEW.id); END;
+CREATE TRIGGER gone AFTER DELETE ON notes BEGIN INSERT INTO changes (id) VALUES (OLD.id); END;
+INSERT INTO notes VALUES (1, 'The night train to Vienna leaves at nine.');
+"""
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def change(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "notes.db")
+    connection.executescript(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("docs", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.md").write_text(f"A page of the {name} on the tides.\n")
+    change(tmp_path, SCHEMA)
+    return tmp_path
+
+
+def run(folder: Path, *settings: str) -> RunReport:
+    overrides = ("run.executor=local", "sources.other.path=other", "sources.docs.path=docs", *settings)
+    return refresh.run(load_config(start=folder, overrides=overrides, environ={}))
+
+
+def kill(folder: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> None:
+    """A run that is killed after its last chunk was staged."""
+
+    def reach(step: str) -> None:
+        if step == "publish.synced":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "reach", reach)
+        with pytest.raises(Killed):
+            run(folder, *settings)
+    assert FeatureStore.open(str(folder / ".lodestream")).pointer().staged is not None
+
+
+def list_documents(folder: Path) -> list[str]:
+    states = FeatureStore.open(str(folder / ".lodestream")).open_snapshot().document_states()
+    return sorted(states.column("doc_id").to_pylist())
+
+
+def test_source_that_was_left_out_by_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder, *NOTES)
+    before = list_documents(folder)
+    kill(folder, monkeypatch)
+    run(folder, *NOTES)
+    assert list_documents(folder) == before and len(before) == 3
+
+
+def test_row_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder, *NOTES)
+    before = list_documents(folder)
+    change(folder, "INSERT INTO notes VALUES (2, 'Pay the coal merchant soon.')")
+    kill(folder, monkeypatch, *NOTES)
+    change(folder, "DELETE FROM notes WHERE id = 2")
+    assert run(folder, *NOTES).snapshot_after == 2
+    assert list_documents(folder) == before
