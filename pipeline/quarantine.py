@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from lodestream.errors import GuardRefused, NotFoundError, StoreNotFound
+from lodestream.errors import GuardRefused, NotFoundError
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.report import name_run
-from lodestream.pipeline.session import read_published
 from lodestream.pipeline.states import read_quarantine
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema
 from lodestream.storage.snapshot import PointerRecord
@@ -57,15 +56,14 @@ def drop_quarantined(loaded: LoadedConfig, doc_ids: Collection[str]) -> int:
         GuardRefused: a run was interrupted and is to be continued first.
     """
     dropped = choose_quarantined(loaded, doc_ids)
-    pointer = read_published(loaded.store_location)
-    if pointer is None:
-        raise StoreNotFound(f"there is no store at {loaded.store_location}", "lodestream run")
-    if pointer.staged is not None:
-        # A transaction takes over what is staged: this one would publish half a run.
-        raise GuardRefused(f"the run {pointer.staged.run_id} is unfinished", "lodestream run, then the same again")
     store = FeatureStore.open(loaded.store_location)
     run_id = name_run()
     with store.open_lease(f"quarantine drop {run_id}", ttl_s=loaded.config.lease.ttl_s) as lease:
+        # Read under the lease: a run that has just ended has moved the cursors and counted anew.
+        pointer = store.pointer()
+        if pointer.staged is not None:
+            # A transaction takes over what is staged: this one would publish half a run.
+            raise GuardRefused(f"the run {pointer.staged.run_id} is unfinished", "lodestream run, then the same again")
         transaction = store.begin(
             lease=lease,
             run_id=run_id,
@@ -75,7 +73,7 @@ def drop_quarantined(loaded: LoadedConfig, doc_ids: Collection[str]) -> int:
         )
         rows = {row["doc_id"]: row for row in read_quarantine(transaction.base)}
         _write_dropped(transaction, [rows[doc_id] for doc_id in dropped if doc_id in rows], run_id)
-        snapshot = transaction.publish(checkpoint=pointer.checkpoint, run=_recount(pointer, transaction.base))
+        snapshot = transaction.publish(checkpoint=pointer.checkpoint, run=recount(pointer, transaction.base))
     return snapshot.sequence
 
 
@@ -103,8 +101,8 @@ def _write_dropped(transaction: Transaction, rows: Sequence[dict[str, Any]], run
     )
 
 
-def _recount(pointer: PointerRecord, base: Snapshot) -> dict[str, Any]:
-    """The last run's summary with the number of documents that are still in quarantine."""
+def recount(pointer: PointerRecord, base: Snapshot) -> dict[str, Any]:
+    """The last run's summary with the number of documents that are in quarantine in ``base``."""
     run = dict(pointer.run)
     run["documents"] = {**run.get("documents", {}), "quarantined": len(read_quarantine(base))}
     return run

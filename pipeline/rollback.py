@@ -6,6 +6,7 @@ import uuid
 from datetime import UTC, datetime
 
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.quarantine import recount
 from lodestream.storage.store import FeatureStore, Snapshot
 
 
@@ -20,9 +21,10 @@ def roll_back(loaded: LoadedConfig, sequence: int) -> Snapshot:
         LeaseHeld: a run is under way.
     """
     store = FeatureStore.open(loaded.store_location)
-    earlier = store.pointer().find_snapshot(sequence)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}-rollback"
     with store.open_lease(f"rollback to {sequence}", ttl_s=loaded.config.lease.ttl_s) as lease:
+        pointer = store.pointer()
+        earlier = pointer.find_snapshot(sequence)
         transaction = store.begin(
             lease=lease,
             run_id=run_id,
@@ -30,4 +32,5 @@ def roll_back(loaded: LoadedConfig, sequence: int) -> Snapshot:
             feature_version=earlier.feature_version,
             recipe=earlier.recipe,
         )
-        return transaction.publish_earlier(sequence)
+        # What is in quarantine comes back with the snapshot, and runs look for it only where it is counted.
+        return transaction.publish_earlier(sequence, run=recount(pointer, store.open_snapshot(sequence)))

@@ -227,8 +227,8 @@ class Transaction:
         record = replace(self._prepare_snapshot(now), checkpoint=changes.get("checkpoint", self._pointer.checkpoint))
         return self._swing_to(record, history, now, **changes)
 
-    def publish_earlier(self, sequence: int) -> Snapshot:
-        """Publish an earlier snapshot anew, with the checkpoint that it had, and end the transaction.
+    def publish_earlier(self, sequence: int, *, run: dict[str, Any]) -> Snapshot:
+        """Publish an earlier snapshot anew, with the checkpoint that it had and ``run`` (JSON), and end the transaction.
 
         What sources say is compared with that state by the next refresh. Staged work is given up.
 
@@ -242,7 +242,7 @@ class Transaction:
         self._tables = self._open_versions(earlier.tables)
         now = datetime.now(UTC)
         record = replace(earlier, sequence=self._pointer.sequence + 1, run_id=self._identity.run_id, published_at=now)
-        return self._swing_to(record, self._pointer.history, now, checkpoint=earlier.checkpoint)
+        return self._swing_to(record, self._pointer.history, now, checkpoint=earlier.checkpoint, run=run)
 
     def _swing_to(
         self, record: SnapshotRecord, history: Sequence[SnapshotRecord], now: datetime, **changes: Any

@@ -18,6 +18,7 @@ from lodestream.errors import NotFoundError
 from lodestream.pipeline.explain import explain_document
 from lodestream.pipeline.preview import preview_refresh
 from lodestream.pipeline.quarantine import choose_quarantined, drop_quarantined, list_quarantine
+from lodestream.pipeline.rollback import roll_back
 from lodestream.pipeline.status import read_status
 from lodestream.storage.store import FeatureStore
 from tests.support.workspace import Workspace, command_environ, last_json, read_store, short_topics
@@ -155,6 +156,40 @@ def test_quarantine_is_listed_retried_and_dropped(workspace: Workspace) -> None:
     assert workspace.run().as_dict()["documents"]["same"] == 7
     workspace.write("never.md", "Mended at last.\n")
     assert workspace.run().num_by_status == {"new": 1}
+
+
+def test_drop_keeps_what_a_run_has_published_while_it_waited(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.write("never.md", b"\x00\x01")
+    workspace.run()
+    open_lease = FeatureStore.open_lease
+    published: list[Any] = []
+
+    def wait_for_lease(store: FeatureStore, purpose: str, **options: Any) -> Any:
+        if not published:
+            published.append(None)
+            workspace.write("new.md", "A page that came meanwhile.\n")
+            workspace.run()
+            published[:] = [pointer_of(workspace)]
+        return open_lease(store, purpose, **options)
+
+    monkeypatch.setattr(FeatureStore, "open_lease", wait_for_lease)
+    drop_quarantined(workspace.load(), ["never.md"])
+    pointer = pointer_of(workspace)
+    assert pointer.checkpoint == published[0].checkpoint
+    assert pointer.run["run_id"] == published[0].run["run_id"]
+    assert pointer.run["documents"]["quarantined"] == 0
+
+
+def test_rollback_brings_the_quarantine_back(workspace: Workspace) -> None:
+    workspace.write("never.md", b"\x00\x01")
+    assert workspace.run().snapshot_after == 2
+    drop_quarantined(workspace.load(), ["never.md"])
+    roll_back(workspace.load(), 2)
+    assert "quarantine" in read_status(workspace.load()).reason
+    assert workspace.run(retry=["never.md"]).num_by_status == {"still quarantined": 1}
+    assert [row["quarantine_attempts"] for row in list_quarantine(workspace.load())] == [2]
 
 
 def test_refresh_every_goes_on_until_it_is_told_to_end(workspace: Workspace) -> None:

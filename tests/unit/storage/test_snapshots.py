@@ -48,7 +48,7 @@ def roll_back(store: FeatureStore, sequence: int) -> Any:
     transaction = store.begin(
         lease=lease, run_id="back", kind="rollback", feature_version=earlier.feature_version, recipe=earlier.recipe
     )
-    snapshot = transaction.publish_earlier(sequence)
+    snapshot = transaction.publish_earlier(sequence, run={})
     lease.release()
     return snapshot
 
@@ -159,7 +159,7 @@ def test_no_way_back(store: FeatureStore) -> None:
     transaction = begin(store)
     begin(store)
     with pytest.raises(FencedError):
-        transaction.publish_earlier(1)
+        transaction.publish_earlier(1, run={})
 
 
 def test_a_version_that_is_gone_back_to_is_never_cleaned_up(
