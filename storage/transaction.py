@@ -228,7 +228,7 @@ class Transaction:
         return self._swing_to(record, history, now, **changes)
 
     def publish_earlier(self, sequence: int, *, run: dict[str, Any]) -> Snapshot:
-        """Publish an earlier snapshot anew, with the checkpoint that it had and ``run`` (JSON), and end the transaction.
+        """Publish an earlier snapshot anew, with the checkpoint that it had and ``run``, and end the transaction.
 
         What sources say is compared with that state by the next refresh. Staged work is given up.
 
