@@ -29,6 +29,7 @@ from lodestream.pipeline.cli.options import (
 from lodestream.pipeline.cli.plan import add_plan_verbs
 from lodestream.pipeline.cli.quarantine import add_quarantine_verbs
 from lodestream.pipeline.cli.refresh import add_run_verbs
+from lodestream.pipeline.cli.signals import interrupt_on_sigterm
 from lodestream.pipeline.cli.snapshots import snapshots_app
 from lodestream.pipeline.cli.status import add_status_verb
 from lodestream.pipeline.cli.store import add_store_verbs
@@ -227,7 +228,9 @@ def config_schema(debug: Debug = False) -> None:
 def main() -> None:
     """Runs the command line; errors become one message and an exit code, never a traceback (but with --debug)."""
     set_process_defaults()
-    sys.exit(_run_app())
+    with interrupt_on_sigterm():
+        code = _run_app()
+    sys.exit(code)
 
 
 def _run_app() -> int:

@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 
 from lodestream.errors import StoreNotFound
+from lodestream.storage.coordination import open_lease
+from lodestream.storage.lease import DEFAULT_TTL_S, read_lease
+from lodestream.storage.location import Location
 from lodestream.storage.steps import STEPS
 from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.workspace import (
@@ -87,7 +90,8 @@ def test_twenty_random_kills_cost_a_chunk_each_at_most(tmp_path: Path) -> None:
         assert_equal_stores(workspace.open_snapshot(), wanted)
 
 
-def test_ctrl_c_keeps_finished_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_ctrl_c_keeps_finished_chunks(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     workspace = Workspace.create(tmp_path / "work", DOCUMENTS, "run.chunk_documents=1")
     process = subprocess.Popen(
         [sys.executable, "-m", "lodestream", "run", "--set", "run.chunk_documents=1"],
@@ -103,10 +107,12 @@ def test_ctrl_c_keeps_finished_chunks(tmp_path: Path) -> None:
         while not (workspace.store / "documents.lance" / "data").exists():
             time.sleep(0.01)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         words = said.read()
-    assert process.wait() == 130
+    assert process.wait() == code
     assert "interrupted; finished chunks are kept" in words and "Traceback" not in words
+    lease = read_lease(open_lease(Location.parse(str(workspace.store)), ttl_s=DEFAULT_TTL_S))
+    assert lease is not None and lease[0].released, "the next run would have to wait"
     finished = last_json(workspace.command("run", "--json", "--set", "run.chunk_documents=1"))["documents"]
     assert finished["new"] + finished["resumed"] == len(DOCUMENTS)
 
