@@ -33,7 +33,6 @@ from lodestream.pipeline.config_types import Duration, Section, Size, SourceName
 from lodestream.pipeline.config_upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
 from lodestream.storage.location import Location
-from lodestream.storage.registers.address import hide_password
 from lodestream.storage.registers.opening import name_kind
 
 CONFIG_NAME: Final = "lodestream.toml"
@@ -222,8 +221,7 @@ def list_settings(loaded: LoadedConfig) -> list[tuple[str, Any, str]]:
     for path, value in flatten(loaded.config.model_dump(mode="json")):
         is_size = path[-1].endswith("_bytes")
         name = ".".join(path)
-        shown = hide_password(value) if isinstance(value, str) else value
-        settings.append((name, format_size(value) if is_size else hide_secret(name, shown), loaded.origins[name]))
+        settings.append((name, format_size(value) if is_size else hide_secret(name, value), loaded.origins[name]))
     return settings
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
 from pydantic import Field
 
 from lodestream.pipeline.config_types import Duration, Section, Text
+from lodestream.storage.registers.address import hide_password
 from lodestream.storage.snapshot import MAX_SNAPSHOTS, Retention
 
 _SECRET_WORDS: Final = ("secret", "password", "token", "key", "signature", "sas")
-
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
-_PASSWORD_SETTING: Final = re.compile(r"(\bpassword\s*=\s*)[^\s&]+")
 
 
 class StoreConfig(Section):
@@ -42,6 +39,4 @@ def hide_secret(name: str, value: object) -> object:
     """``value`` as it may be shown: passwords in addresses, and options whose name speaks of a secret, are hidden."""
     if ".options." in name and any(word in name.lower() for word in _SECRET_WORDS):
         return "***"
-    if name.endswith((".url", ".uri")) and isinstance(value, str):
-        return _PASSWORD_SETTING.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1***@", value))
-    return value
+    return hide_password(value) if isinstance(value, str) else value

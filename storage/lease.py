@@ -24,9 +24,9 @@ from lodestream.errors import (
     CommitStateUnknown,
     LeaseHeld,
     LeaseLost,
+    LodestreamError,
     NotFoundError,
     StoreCorrupt,
-    StoreError,
 )
 from lodestream.storage.registers.protocol import CasRegister, Record, Version, make_nonce
 
@@ -189,8 +189,8 @@ class Lease:
                 version = self._swap(record)
             except (CommitConflict, CommitStateUnknown) as error:
                 self._lose(error.message)
-            except (StoreError, OSError) as error:
-                reason = error.message if isinstance(error, StoreError) else str(error)
+            except (LodestreamError, OSError) as error:
+                reason = error.message if isinstance(error, LodestreamError) else str(error)
                 _LOG.warning("the lease of %s could not be renewed: %s", self._place, reason)
                 if self._clock() - self._heard_at >= self._ttl_s:
                     self._lose(reason)
@@ -220,8 +220,9 @@ class Lease:
             if not self.lost.is_set():
                 try:
                     self._swap(self._held[0].follow(released=True))
-                except StoreError as error:  # it runs out by itself
-                    _LOG.warning("the lease of %s could not be given back: %s", self._place, error.message)
+                except (LodestreamError, OSError) as error:  # it runs out by itself
+                    reason = error.message if isinstance(error, LodestreamError) else str(error)
+                    _LOG.warning("the lease of %s could not be given back: %s", self._place, reason)
             self._held = None
 
     def __enter__(self) -> Self:

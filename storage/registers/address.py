@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_CREDENTIALS: Final = re.compile(r"(?P<head>\w+://[^:@/?#]*):[^@/?#]*@")
-_PARAMETER: Final = re.compile(r"(?P<head>[?&\s]password=)[^&\s]*", re.IGNORECASE)
+# Up to the last @: a password that was not escaped may hold any of / ? # @ itself.
+_CREDENTIALS: Final = re.compile(r"(?P<head>\w+://[^:@/?#\s]*):\S*@")
+_PARAMETER: Final = re.compile(r"(?P<head>\b\w*password\s*=\s*)(?:'[^']*'|[^&\s]*)", re.IGNORECASE)
 
 
 def hide_password(url: str) -> str:

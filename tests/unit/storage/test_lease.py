@@ -9,6 +9,7 @@ import pytest
 
 from lodestream.errors import (
     CommitConflict,
+    ConfigError,
     LeaseHeld,
     LeaseLost,
     LodestreamError,
@@ -219,12 +220,19 @@ def test_no_answer_for_less_than_a_ttl_loses_nothing(register: MemoryRegister, c
     assert lease.lost.is_set() and register.number == before
 
 
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), ConfigError("Input/output: no such bucket")])
 def test_a_disk_that_fails_is_no_answer_either(
-    register: MemoryRegister, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    register: MemoryRegister, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def fail(expected: str | None, record: dict[str, Any]) -> str:
-        raise OSError(5, "Input/output error")
+        raise failure
 
+    other = make_lease(MemoryRegister(), clock)
+    other.acquire()
+    monkeypatch.setattr(other._register, "cas", fail)
+    other.release()  # it runs out by itself
+    with pytest.raises(LeaseLost):
+        other.require()
     lease = make_lease(register, clock)
     lease.acquire()
     monkeypatch.setattr(register, "cas", fail)

@@ -114,6 +114,12 @@ def test_missing_package(kind: RegisterKind, package: str, monkeypatch: pytest.M
         ("redis://:secret@host", "redis://:***@host"),
         ("http://me:se:cret@a,b:1", "http://me:***@a,b:1"),
         ("postgresql://me@host/db?password=secret&x=1", "postgresql://me@host/db?password=***&x=1"),
+        ("postgresql://me:a/b?c#d@e@host/db", "postgresql://me:***@host/db"),
+        (
+            "postgresql://host/db?sslmode=require&sslpassword=secret",
+            "postgresql://host/db?sslmode=require&sslpassword=***",
+        ),
+        ("host=a password = 'two words' user=me", "host=a password = *** user=me"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("/srv/a:b@c", "/srv/a:b@c"),
     ],
