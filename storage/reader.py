@@ -49,7 +49,7 @@ class Snapshot:
 
     Safe for use by many threads. Pickles as its place and versions, and opens them anew on the other side.
 
-    A snapshot stays readable while it is among the last ten published, and for at least an hour; a snapshot of a
+    A snapshot stays readable while the store keeps it, and for an hour after the next run began to write; that of a
     transaction's working state (``published_at`` is None) at least until that transaction ends.
     """
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_number_of_files_is_bounded(store: FeatureStore, monkeypatch: pytest.Mon
         counts.append(measure_store(store)[0])
     assert max(counts[20:]) <= max(counts[:20]) + 3
     assert read_contents(store.open_snapshot())["same"] == ["39"]
+
+
+def test_snapshot_that_was_the_latest_one_for_long_stays_open_for_an_hour(store: FeatureStore) -> None:
+    refresh(store, 1)
+    keep_snapshots(store, 1)
+    for path in store.root.rglob("*"):  # published a day ago, and followed only now
+        os.utime(path, (time.time() - DAY_S, time.time() - DAY_S))
+    reader = store.open_snapshot()
+    contents = read_contents(reader)
+    refresh(store, 1, start=1)
+    collect_garbage(store, OPTIONS, lease=take_lease(store), run_id="gc")
+    assert [record.sequence for record in store.pointer().history] == [3]
+    assert read_contents(pickle.loads(pickle.dumps(reader))) == contents, "as a reader that has cached nothing yet"
+    files = [path.name for path in (store.root / "features.lance" / "_versions").iterdir()]
+    for path in store.root.rglob("*"):
+        os.utime(path, (time.time() - DAY_S, time.time() - DAY_S))
+    collect_garbage(store, OPTIONS, lease=take_lease(store), run_id="gc")
+    assert len(list((store.root / "features.lance" / "_versions").iterdir())) < len(files)
 
 
 def test_garbage_collection_says_what_it_freed(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
