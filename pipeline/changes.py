@@ -90,7 +90,7 @@ def survey_source(
         is_complete=bool(reason),
         reason=reason,
         changes=changes,
-        deleted=find_deleted(changes, known),
+        deleted=_find_deleted(changes, known),
     )
 
 
@@ -108,8 +108,7 @@ def _why_everything(incarnation: str, checkpoint: Mapping[str, Any], *, other_fe
     return "the feature version changes" if other_features else ""
 
 
-def find_deleted(changes: SourceChanges, known: StoredStates) -> frozenset[str]:
-    """doc_ids of ``known`` that a source gives evidence not to have any more."""
+def _find_deleted(changes: SourceChanges, known: StoredStates) -> frozenset[str]:
     deleted = frozenset[str]()
     if changes.listed is not None:
         deleted |= known.doc_ids() - changes.listed

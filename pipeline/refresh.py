@@ -17,14 +17,14 @@ from functools import partial
 from typing import Any, Final
 
 from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareExceeded
-from lodestream.pipeline.changes import PlannedRead, find_deleted, guard_deletions, plan_reads
+from lodestream.pipeline.changes import PlannedRead, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport, name_run
 from lodestream.pipeline.run_log import append_entry
 from lodestream.pipeline.session import read_published
 from lodestream.pipeline.stages import Reading
-from lodestream.pipeline.states import StoredStates, find_documents
+from lodestream.pipeline.states import StoredStates, find_contents, find_documents
 from lodestream.pipeline.upkeep import finish_run
 from lodestream.pipeline.work import ChunkWriter, ShowProgress, Work
 from lodestream.storage.lease import Lease
@@ -137,8 +137,8 @@ def _carry_out(
         retention=loaded.config.store.retention(),
     )
     transaction = begin()
-    if transaction.resumed and _lacks_documents(plan, transaction.base):
-        note("a run that was interrupted had deleted documents that are to stay: its work is done again")
+    if transaction.resumed and _has_strayed(plan, transaction.base):
+        note("what an interrupted run had changed has been taken back since: its work is done again")
         transaction.abandon()
         transaction = begin()
     writer = ChunkWriter(
@@ -180,21 +180,22 @@ def _plan_work(plan: RunPlan, transaction: Transaction, report: RunReport, note:
     report.resumed = len(plan.reads()) - len(reads)
     if report.resumed:
         note(f"continuing a run that was interrupted: {report.resumed} documents are done already")
-    deleted = set(plan.deleted)
-    for survey in plan.surveys:  # documents that only the killed run has known may be gone since
-        deleted |= find_deleted(survey.changes, StoredStates(base, survey.name))
-    return Work(reads=reads, deleted=sorted(deleted))
+    extra = find_contents(base).keys() - find_contents(plan.published).keys() - _names_of(plan)
+    return Work(reads=reads, deleted=sorted(extra.union(plan.deleted)))
 
 
-def _lacks_documents(plan: RunPlan, base: Snapshot) -> bool:
-    """Whether a killed run has deleted documents for which there is no evidence any more (a source that was left out of
-    the configuration by mistake). No source names them again: what is published has them, as their source does."""
-    if plan.published is None:
-        return False
-    tables = (snapshot.open_table("documents") for snapshot in (plan.published, base))
-    published, staged = (set(table.read(["doc_id"]).column("doc_id").to_pylist()) for table in tables)
-    named = {candidate.doc_id for survey in plan.surveys for candidate in survey.changes.upserts}
-    return bool(published - staged - set(plan.deleted) - named)
+def _has_strayed(plan: RunPlan, base: Snapshot) -> bool:
+    """Whether a killed run has changed or deleted documents that are as they were published, by what their sources say
+    now (a source that was left out of the configuration by mistake, a file that was put back). Nobody names them again.
+    """
+    staged, touched = find_contents(base), _names_of(plan).union(plan.deleted)
+    published = find_contents(plan.published)
+    return any(staged.get(doc_id) != content for doc_id, content in published.items() if doc_id not in touched)
+
+
+def _names_of(plan: RunPlan) -> set[str]:
+    """The documents that differ from what is published, by what the sources say now."""
+    return {candidate.doc_id for survey in plan.surveys for candidate in survey.changes.upserts}
 
 
 def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:

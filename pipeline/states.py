@@ -95,6 +95,15 @@ def find_documents(snapshot: Snapshot | None, doc_ids: Collection[str]) -> dict[
     }
 
 
+def find_contents(snapshot: Snapshot | None) -> dict[str, tuple[bytes, str | None]]:
+    """Content hash and reason for quarantine of every document, by doc_id."""
+    if snapshot is None:
+        return {}
+    names = ["doc_id", "content_hash", "quarantine_reason"]
+    columns = snapshot.open_table("documents").read(names).columns
+    return {doc_id: (h, reason) for doc_id, h, reason in zip(*(column.to_pylist() for column in columns), strict=True)}
+
+
 def find_rows(snapshot: Snapshot, table: str, doc_ids: Collection[str], columns: Sequence[str]) -> pa.Table:
     """The rows of some documents in one of the store's tables, in no promised order."""
     opened = snapshot.open_table(table)

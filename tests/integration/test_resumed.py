@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lodestream.pipeline import refresh
@@ -36,6 +39,11 @@ def change(folder: Path, statement: str) -> None:
     connection.executescript(statement)
     connection.commit()
     connection.close()
+
+
+def write_rows(path: Path, row_id: str) -> None:
+    pq.write_table(pa.table({"id": [row_id], "text": [f"The row {row_id} of a file of rows."]}), path)
+    os.utime(path, (1.7e9, 1.7e9))
 
 
 @pytest.fixture
@@ -86,4 +94,26 @@ def test_row_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest
     kill(folder, monkeypatch, *NOTES)
     change(folder, "DELETE FROM notes WHERE id = 2")
     assert run(folder, *NOTES).snapshot_after == 2
+    assert list_documents(folder) == before
+
+
+def test_file_of_rows_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is gone the folder is as it was published, and its source has nothing to say."""
+    rows = ("sources.rows.kind=parquet", "sources.rows.path=rows")
+    (folder / "rows").mkdir()
+    write_rows(folder / "rows" / "a.parquet", "a")
+    run(folder, *rows)
+    before = list_documents(folder)
+    write_rows(folder / "rows" / "b.parquet", "b")
+    kill(folder, monkeypatch, *rows)
+    (folder / "rows" / "b.parquet").unlink()
+    run(folder, *rows)
+    assert list_documents(folder) == before
+
+
+def test_source_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder)
+    before = list_documents(folder)
+    kill(folder, monkeypatch, *NOTES)
+    run(folder)
     assert list_documents(folder) == before
