@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Final
 
+ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"
+NUM_ARENAS: Final = max(2, os.cpu_count() or 1)
+"""Heaps of glibc, one a core. Its own limit is eight a core: with the threads of Lance, Arrow and the tokenizer each
+keeps the holes of another chunk, and memory grows with the corpus though nothing is held (docs/throughput.md)."""
+
+_M_ARENA_MAX: Final = -8  # of malloc.h
+
 PROCESS_DEFAULTS: Final = {
+    # For the processes that this one starts; this one has read it already.
+    ARENAS_VARIABLE: str(NUM_ARENAS),
     # Idle OpenMP threads that spin take the other process's core: three times slower under contention, measured.
     "OMP_WAIT_POLICY": "passive",
     # Under `uv run` Ray would build the environment again in every worker.
@@ -19,5 +29,14 @@ PROCESS_DEFAULTS: Final = {
 
 def set_process_defaults() -> None:
     """Sets what the user has not set."""
+    if ARENAS_VARIABLE not in os.environ:
+        _limit_arenas(NUM_ARENAS)
     for name, value in PROCESS_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def _limit_arenas(number: int) -> None:
+    """Keeps this process to so many heaps; a C library without them (musl, macOS) is left as it is."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, number)

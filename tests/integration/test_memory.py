@@ -14,7 +14,7 @@ MIB = 1 << 20
 BUDGET_BYTES = 1024 * MIB
 """What bench_memory.py holds twenty times the demo's corpus to."""
 
-GROWTH_BYTES = 100 * MIB
+GROWTH_BYTES = 64 * MIB
 """Eight times the corpus may cost this much more: far less than all its rows, texts and tensors kept at once."""
 
 SETTINGS = ("run.executor=local", "run.chunk_bytes=64KiB", "run.chunk_documents=16")
