@@ -46,6 +46,7 @@ class LocalRegister:
 
         Raises:
             StoreCorrupt: the file is torn or altered.
+            StoreUnwritable: no rights to read it.
         """
         envelope = self._read_highest()
         return None if envelope is None else (envelope["record"], _name_version(envelope))
@@ -75,11 +76,12 @@ class LocalRegister:
         return _name_version(envelope)
 
     def _read_highest(self) -> dict[str, Any] | None:
-        while numbers := self._list_numbers():
-            try:
-                return _read_envelope(self._path(numbers[-1]))
-            except FileNotFoundError:
-                continue  # trimmed since the listing: many newer records exist
+        with explain_write_errors(self.folder):
+            while numbers := self._list_numbers():
+                try:
+                    return _read_envelope(self._path(numbers[-1]))
+                except FileNotFoundError:
+                    continue  # trimmed since the listing: many newer records exist
         return None
 
     def _list_numbers(self) -> list[int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -202,3 +203,15 @@ def test_a_number_that_comes_again_is_another_version(tmp_path: Path) -> None:
     with pytest.raises(CommitConflict):
         register.cas(second, {"nonce": "d"})
     assert (register.read() or ({}, ""))[0] == {"nonce": "c"}
+
+
+def test_no_rights_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register = LocalRegister(tmp_path)
+    register.cas(None, {"nonce": "a"})
+
+    def refuse(folder: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(StoreUnwritable, match="no rights"):
+        register.read()
