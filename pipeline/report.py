@@ -5,11 +5,14 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import Survey
 from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
+
+MAX_KEPT_WARNINGS: Final = 20
+"""How many of a run's warnings are published with it; ``--json`` prints them all."""
 
 
 def name_run() -> str:
@@ -96,7 +99,12 @@ class RunReport:
 
     def summarise(self) -> dict[str, Any]:
         """What the pointer keeps of it: neither the sources' cursors, which it holds anyway, nor single documents."""
-        return {name: value for name, value in self.as_dict().items() if name not in ("quarantined", "sources")}
+        values = {name: value for name, value in self.as_dict().items() if name not in ("quarantined", "sources")}
+        # The pointer is read and written whole: a folder with thousands of broken links must not swell it.
+        num_left_out = len(self.warnings) - MAX_KEPT_WARNINGS
+        if num_left_out > 0:
+            values["warnings"] = [*self.warnings[:MAX_KEPT_WARNINGS], f"... and {num_left_out} more"]
+        return values
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
