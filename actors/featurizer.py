@@ -30,10 +30,10 @@ from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_table, spans_to_columns
 from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
-from lodestream.actors.tokenize import Tokenizer
+from lodestream.actors.tokenize import Tokenizer, identify_tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
-from lodestream.kernels.weights import ModelFolder, read_model_folder
+from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
 from lodestream.schema import DOCUMENTS_SCHEMA
 
 if TYPE_CHECKING:
@@ -83,9 +83,19 @@ class Featurizer:
 
     @cached_property
     def model(self) -> ModelFolder:
-        """The model's folder, checked: files present, architecture supported, hash as pinned."""
+        """The model's folder: files present, architecture supported. Of a pinned hash see ``check_model``."""
         folder, expected_sha256 = self._found
         return read_model_folder(folder, expected_sha256=expected_sha256)
+
+    def check_model(self) -> None:
+        """Looks at what only an encode needs: the weights' pinned hash, and whether tokenizer.json is a tokenizer. So a
+        bad model is refused before the work begins.
+
+        Raises:
+            ModelError: one of them is not as it should be.
+        """
+        self.model = check_weights(self.model)
+        _ = self.tokenizer
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -138,7 +148,7 @@ class Featurizer:
         return {
             "model": self.options.model if self._found[1] else self._found[0].name,
             "weights_sha256": self.model.weights_sha256,
-            "tokenizer_sha256": self.tokenizer.identity,
+            "tokenizer_sha256": identify_tokenizer(self._found[0]),
             "architecture": self.model.architecture,
             "pooling": self.model.pooling,
             "dim": self.model.dim,

@@ -13,16 +13,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from lodestream.errors import ModelError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+
+DEFINITION_NAME: Final = "tokenizer.json"
 
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -92,24 +96,15 @@ class Tokenizer:
         Raises:
             ModelError: the file is missing, unreadable or no tokenizer.
         """
-        path = Path(folder) / "tokenizer.json"
-        try:
-            definition = path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            raise ModelError(
-                f"no tokenizer.json in the model folder {folder}",
-                "point encoder.model at a folder that holds tokenizer.json next to config.json and model.safetensors",
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"cannot read {path}: {error}", "make the file readable, or install the model again"
-            ) from None
+        definition = _read_definition(folder)
         try:
             return cls(definition)
         except ModelError as error:
-            raise ModelError(f"{path}: {error.message}", error.hint) from None
+            raise ModelError(f"{folder / DEFINITION_NAME}: {error.message}", error.hint) from None
 
     def _load(self, definition: str) -> None:
+        import tokenizers
+
         try:
             engine = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the package raises bare Exception for whatever its parser dislikes
@@ -118,7 +113,7 @@ class Tokenizer:
         engine.no_padding()
         self._definition = definition
         self._engine = engine
-        self.identity = hashlib.sha256(definition.encode("utf-8")).hexdigest()
+        self.identity = _hash_definition(definition)
         self.prefix_ids, self.suffix_ids = _probe_special_tokens(engine)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,6 +178,32 @@ class Tokenizer:
         spans = np.fromiter(pairs, np.int32, 2 * total).reshape(total, 2)
         _tidy_spans(texts, spans, counts)
         return counts, ids, spans
+
+
+def identify_tokenizer(folder: Path) -> str:
+    """``Tokenizer.identity`` of a model folder, without building the tokenizer.
+
+    Raises:
+        ModelError: the file is missing or unreadable.
+    """
+    return _hash_definition(_read_definition(folder))
+
+
+def _read_definition(folder: Path) -> str:
+    path = folder / DEFINITION_NAME
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ModelError(
+            f"no {DEFINITION_NAME} in the model folder {folder}",
+            f"point encoder.model at a folder that holds {DEFINITION_NAME} next to config.json and model.safetensors",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read {path}: {error}", "make the file readable, or install the model again") from None
+
+
+def _hash_definition(definition: str) -> str:
+    return hashlib.sha256(definition.encode("utf-8")).hexdigest()
 
 
 def _tidy_spans(texts: list[str], spans: Int32Array, counts: Int64Array) -> None:

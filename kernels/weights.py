@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -44,6 +44,8 @@ class ModelFolder:
         max_positions: tokens that it can read at most.
         dim: width of the vectors.
         weights_sha256: hash of the weights file, hex.
+        is_hashed: whether the file was found to have that hash; else it is what the file has to have (see
+            ``check_weights``).
         query_prompt: what the model wants before a query's text; often nothing.
     """
 
@@ -55,6 +57,7 @@ class ModelFolder:
     max_positions: int
     dim: int
     weights_sha256: str
+    is_hashed: bool
     query_prompt: str
 
 
@@ -63,10 +66,11 @@ def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> Mo
 
     Args:
         folder: sentence-transformers' layout, or a plain folder with config.json and model.safetensors (mean pooling).
-        expected_sha256: the hash that the weights must have, hex.
+        expected_sha256: the hash that the weights must have, hex. It is taken at its word until ``check_weights`` or
+            ``load_tensors``: reading all of a large file would be most of what a run costs that encodes nothing.
 
     Raises:
-        ModelError: a file is missing or unreadable, the hash differs, or the model is of a kind not supported.
+        ModelError: a file is missing or unreadable, or the model is of a kind not supported.
     """
     config = _read_json(folder, "config.json")
     architecture = str(config.get("model_type", ""))
@@ -86,17 +90,40 @@ def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> Mo
         max_seq_length=_read_max_seq_length(folder, max_positions),
         max_positions=max_positions,
         dim=int(config["hidden_size"]),
-        weights_sha256=_check_hash(folder / WEIGHTS_NAME, expected_sha256),
+        weights_sha256=expected_sha256 or _hash_file(folder / WEIGHTS_NAME),
+        is_hashed=expected_sha256 is None,
         query_prompt=_read_query_prompt(folder),
     )
+
+
+def check_weights(model: ModelFolder) -> ModelFolder:
+    """Hashes the weights of a folder whose hash was only stated so far.
+
+    Returns:
+        The folder, with ``is_hashed``.
+
+    Raises:
+        ModelError: the file cannot be read, or has another hash.
+    """
+    if model.is_hashed:
+        return model
+    path = model.path / WEIGHTS_NAME
+    found = _hash_file(path)
+    if found != model.weights_sha256:
+        raise ModelError(
+            f"{path} has sha256 {found}, expected {model.weights_sha256}",
+            "the file was altered or torn: install the model's package again",
+        )
+    return replace(model, is_hashed=True)
 
 
 def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
     """The model's tensors by name, float32, without a leading ``bert.`` and with LayerNorm's ``weight`` and ``bias``.
 
     Raises:
-        ModelError: the file is torn.
+        ModelError: the file is torn, or has another hash than was stated.
     """
+    model = check_weights(model)
     # torch comes with the first tensors: a run that encodes nothing reads a model's description only.
     from safetensors.torch import load_file
 
@@ -205,15 +232,9 @@ def _read_max_seq_length(folder: Path, max_positions: int) -> int:
     return min(int(stated), max_positions) if stated else max_positions
 
 
-def _check_hash(path: Path, expected: str | None) -> str:
+def _hash_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "check its rights") from None
-    if expected is not None and found != expected:
-        raise ModelError(
-            f"{path} has sha256 {found}, expected {expected}",
-            "the file was altered or torn: install the model's package again",
-        )
-    return found

@@ -81,6 +81,7 @@ def _check_disk(loaded: LoadedConfig) -> CheckResult:
 def _check_model(loaded: LoadedConfig) -> CheckResult:
     pointer = read_published(loaded.store_location)
     featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
+    featurizer.check_model()
     model = featurizer.model
     detail = (
         f"{loaded.config.encoder.model}: {model.architecture}, {model.dim} wide, {model.pooling} pooling, segments of "

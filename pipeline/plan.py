@@ -100,6 +100,7 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> 
     Raises:
         SourceError: a source cannot be reached or listed, or a first run finds no document.
         StoreError: the store cannot be read.
+        ModelError: the model is not usable.
     """
     pointer = read_published(loaded.store_location)
     pointer = pointer if pointer is not None and pointer.sequence else None
@@ -122,6 +123,8 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> 
         raise _nothing_listed(sources)
     unconfigured = find_unconfigured(sources, checkpoint, published)
     candidates = [candidate.doc_id for survey in surveys for candidate in survey.changes.upserts]
+    if candidates:
+        featurizer.check_model()
     states = find_documents(published, candidates)
     deleted = [*unconfigured, *(doc_id for survey in surveys for doc_id in survey.deleted)]
     has_new = len(states) < len(candidates)

@@ -6,12 +6,13 @@ Every refresh adds a small file and marks rows of older ones as deleted. Look-up
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
-
-from lance import LanceDataset
+from typing import TYPE_CHECKING, Final
 
 from lodestream.storage import steps
 from lodestream.storage.table import Table
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
 
 FULL_FILE_ROWS: Final = 1 << 20
 """Files of so many rows are not merged any further."""

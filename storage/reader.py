@@ -56,11 +56,15 @@ class Snapshot:
     def __init__(
         self, location: Location, dim: int, record: SnapshotRecord, tables: Mapping[str, Table] | None = None
     ) -> None:
-        """Open the tables that ``record`` names, or take ``tables``, which are those."""
+        """Name the tables that ``record`` names, or take ``tables``, which are those. A table is opened on first use.
+
+        Raises:
+            StoreCorrupt: a table is gone.
+        """
         self._location = location
         self._record = record
         self.dim = dim
-        self._tables = dict(tables) if tables is not None else open_tables(location, dim, record.tables)
+        self._tables = dict(tables) if tables is not None else defer_tables(location, dim, record.tables)
         self._features, self._documents = self._tables["features"], self._tables["documents"]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,12 +198,29 @@ def open_tables(location: Location, dim: int, versions: Mapping[str, int]) -> di
     Raises:
         StoreCorrupt: one of them is gone.
     """
-    if set(versions) != set(TABLES):
-        raise StoreError(f"the store names the tables {sorted(versions)}", "pip install --upgrade lodestream")
+    _require_names(versions)
     return {
         name: Table.open(locate_table(location, name), kind.make_schema(dim), version=versions[name])
         for name, kind in TABLES.items()
     }
+
+
+def defer_tables(location: Location, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
+    """Name the tables of a store at the given versions; each is opened on first use (see Table.defer).
+
+    Raises:
+        StoreCorrupt: one of them is gone.
+    """
+    _require_names(versions)
+    return {
+        name: Table.defer(locate_table(location, name), kind.make_schema(dim), version=versions[name])
+        for name, kind in TABLES.items()
+    }
+
+
+def _require_names(versions: Mapping[str, int]) -> None:
+    if set(versions) != set(TABLES):
+        raise StoreError(f"the store names the tables {sorted(versions)}", "pip install --upgrade lodestream")
 
 
 def locate_table(location: Location, name: str) -> Location:

@@ -3,46 +3,57 @@
 Lance lets several writers commit at once and merges what they did; it never refuses. So every change here is made on
 top of a given version and then checked to be the very next one; whatever else had come in between (the leavings of a
 killed or overtaken writer) is rolled over by restoring the version that was asked for.
+
+Lance is imported where the first table is read or changed: a run that finds nothing to do may never come there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import lance
 import pyarrow as pa
-from lance import LanceDataset, LanceFragment, LanceOperation
 
 from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch
 from lodestream.storage import steps
-from lodestream.storage.columns import compress_fields, conform_batch, conforms
+from lodestream.storage.columns import conform_batch, conforms
+from lodestream.storage.dataset import (
+    FILE_FORMAT,
+    keeps_content,
+    open_dataset,
+    read_operation,
+    read_version,
+    require_manifest,
+    restores,
+    write_empty,
+)
 from lodestream.storage.failures import explain_errors
 from lodestream.storage.location import Location, Place
 
-FILE_FORMAT: Final = "2.1"
+if TYPE_CHECKING:
+    from lance import LanceDataset, LanceFragment
+
 MAX_INDEX_SEGMENTS: Final = 4
 """An index of more parts is merged into one: each part costs every look-up its share, each merge is written anew."""
 MIN_SEGMENTED_ROWS: Final = 1 << 16
 """The indexes of tables with fewer rows are merged every time."""
 
 _MAX_ATTEMPTS: Final = 3
-_COUNTED_FROM: Final = 2**64 - 1
 _IO_BUFFER_BYTES: Final = 64 << 20  # Lance's own default is 2 GiB a scan
-_CACHE_BYTES: Final = 256 << 20
-# Lance names ReserveFragments, which compaction commits first, by the base class.
-_CONTENT_KEEPING: Final = (LanceOperation.Rewrite, LanceOperation.CreateIndex)
 
 
 class Table:
     """An immutable version of a table. Every change returns the table at its new version. Safe for many threads."""
 
-    def __init__(self, location: Location, schema: pa.Schema, dataset: LanceDataset) -> None:
+    def __init__(self, location: Location, schema: pa.Schema, version: int) -> None:
+        """Name a version; it is opened on first use. See ``open`` and ``defer``."""
         self.location = location
         self.schema = schema
-        self._dataset = dataset
+        self.version = version
+        """The version that this object reads."""
 
     @classmethod
     def create(cls, place: Place, schema: pa.Schema) -> Table:
@@ -56,7 +67,7 @@ class Table:
         with explain_errors(location):
             if location.child("_versions").is_empty():
                 try:
-                    return cls(location, schema, _write_empty(location, schema))
+                    return cls._wrap(location, schema, write_empty(location, schema))
                 except OSError as error:  # somebody else creates it at this moment
                     if not any(mark in str(error) for mark in ("already exists", "concurrent transaction")):
                         raise
@@ -77,24 +88,45 @@ class Table:
             StoreCorrupt: the version or the whole table is gone.
             StoreSchemaMismatch: it has other columns.
         """
+        table = cls(Location.parse(place), schema, version)
+        _ = table._dataset
+        return table
+
+    @classmethod
+    def defer(cls, place: Place, schema: pa.Schema, *, version: int) -> Table:
+        """Name one version that is opened on first use; what else ``open`` raises is raised there.
+
+        In an object store it is opened at once: nothing cheaper says that it is there.
+
+        Raises:
+            StoreCorrupt: the version or the whole table is gone.
+        """
         location = Location.parse(place)
-        dataset = _open_dataset(location, version)
-        if not conforms(dataset.schema, schema):
+        if not location.is_local:
+            return cls.open(location, schema, version=version)
+        require_manifest(location, version)
+        return cls(location, schema, version)
+
+    @classmethod
+    def _wrap(cls, location: Location, schema: pa.Schema, dataset: LanceDataset) -> Table:
+        table = cls(location, schema, int(dataset.version))
+        table._dataset = dataset
+        return table
+
+    @cached_property
+    def _dataset(self) -> LanceDataset:
+        dataset = open_dataset(self.location, self.version)
+        if not conforms(dataset.schema, self.schema):
             raise StoreSchemaMismatch(
-                f"{location} has other columns than this version of lodestream writes",
+                f"{self.location} has other columns than this version of lodestream writes",
                 "set store.uri to a new folder and run: lodestream run",
             )
-        return cls(location, schema, dataset)
+        return dataset
 
     @property
     def path(self) -> Path:
         """The table's folder, where it lies on a local disk."""
         return self.location.path
-
-    @property
-    def version(self) -> int:
-        """The version that this object reads."""
-        return int(self._dataset.version)
 
     @property
     def head_version(self) -> int:
@@ -202,8 +234,8 @@ class Table:
         for _ in range(_MAX_ATTEMPTS):
             with explain_errors(self.location):
                 base = self._bring_to_head()
-                change(_open_dataset(self.location, base.version))
-                rewritten = Table(self.location, self.schema, _open_dataset(self.location, self.head_version))
+                change(open_dataset(self.location, base.version))
+                rewritten = Table._wrap(self.location, self.schema, open_dataset(self.location, self.head_version))
                 if rewritten._keeps_content_since(base.version):
                     return rewritten
         raise _busy(self.location)
@@ -217,17 +249,17 @@ class Table:
         for _ in range(_MAX_ATTEMPTS):
             with explain_errors(self.location):
                 base = self._bring_to_head()
-                dataset = _open_dataset(self.location, base.version)
+                dataset = open_dataset(self.location, base.version)
                 dataset.add_columns(pa.schema(fields))
                 if dataset.version == base.version + 1:
-                    return Table(self.location, pa.schema([*self.schema, *fields]), dataset)
+                    return Table._wrap(self.location, pa.schema([*self.schema, *fields]), dataset)
         raise _busy(self.location)
 
     def list_versions(self) -> dict[int, datetime]:
         """Return all versions that can be opened, whoever made them, and when they were made."""
         with explain_errors(self.location):
             found = self.location.child("_versions").list_objects()
-            return {number: item.modified_at for item in found if (number := _read_version(item.name)) is not None}
+            return {number: item.modified_at for item in found if (number := read_version(item.name)) is not None}
 
     def remove_versions(self, versions: Collection[int]) -> int:
         """Remove versions, and the files that no other version has. The newest version stays in any case.
@@ -255,17 +287,22 @@ class Table:
         Raises:
             CommitConflict: others kept committing to the table.
         """
+        import lance
+
         for _ in range(_MAX_ATTEMPTS):
             with explain_errors(self.location):
                 base = self._bring_to_head()
-                if committed := base._commit_next(LanceOperation.Delete([], list(fragment_ids), "true")):
+                operation = lance.LanceOperation.Delete([], list(fragment_ids), "true")
+                if committed := base._commit_next(operation):
                     return committed
         raise _busy(self.location)
 
     def _commit_next(self, operation: Any) -> Table | None:
         """Commit on top of this version; None if the new version is not the next one."""
+        import lance
+
         # Without retries Lance still merges with what others committed since: hence the check.
-        dataset = LanceDataset.commit(
+        dataset = lance.LanceDataset.commit(
             self.location.uri,
             operation,
             read_version=self.version,
@@ -273,9 +310,11 @@ class Table:
             enable_stable_row_ids=True,
             storage_options=self.location.lance_options,
         )
-        return Table(self.location, self.schema, dataset) if dataset.version == self.version + 1 else None
+        return Table._wrap(self.location, self.schema, dataset) if dataset.version == self.version + 1 else None
 
     def _plan_replacement(self, removed_doc_ids: pa.Array, rows: pa.Table) -> Any:
+        import lance
+
         updated: Any = None
         if len(removed_doc_ids) and self.count():
             # A join on doc_id, and not a filter: no document's name ever becomes part of a query's text.
@@ -288,8 +327,8 @@ class Table:
                 rows, self._dataset, mode="append", data_storage_version=FILE_FORMAT, enable_stable_row_ids=True
             )
         if updated is None:
-            return LanceOperation.Append(fragments) if fragments else None
-        return LanceOperation.Update(
+            return lance.LanceOperation.Append(fragments) if fragments else None
+        return lance.LanceOperation.Update(
             removed_fragment_ids=updated.removed_fragment_ids,
             updated_fragments=updated.updated_fragments,
             new_fragments=fragments,
@@ -301,63 +340,20 @@ class Table:
         for _ in range(_MAX_ATTEMPTS):
             if self.head_version == self.version:
                 return self
-            dataset: Any = _open_dataset(self.location, self.version)
+            dataset: Any = open_dataset(self.location, self.version)
             dataset.restore()
             steps.reach("chunk.restored")
-            operation = _read_operation(dataset, dataset.version)
-            is_mine = isinstance(operation, LanceOperation.Restore) and operation.version == self.version
+            operation = read_operation(dataset, dataset.version)
+            is_mine = restores(operation, self.version)
             if is_mine and dataset.latest_version == dataset.version:
-                return Table(self.location, self.schema, _open_dataset(self.location, dataset.version))
+                return Table._wrap(self.location, self.schema, open_dataset(self.location, dataset.version))
         raise _busy(self.location)
 
     def _keeps_content_since(self, version: int) -> bool:
         for later in range(version + 1, self.version + 1):
-            operation = _read_operation(self._dataset, later)
-            if not isinstance(operation, _CONTENT_KEEPING) and type(operation) is not LanceOperation.BaseOperation:
+            if not keeps_content(read_operation(self._dataset, later)):
                 return False
         return True
-
-
-def _write_empty(location: Location, schema: pa.Schema) -> LanceDataset:
-    return lance.write_dataset(
-        compress_fields(schema).empty_table(),
-        location.uri,
-        data_storage_version=FILE_FORMAT,
-        enable_stable_row_ids=True,
-        storage_options=location.lance_options,
-    )
-
-
-def _open_dataset(location: Location, version: int) -> LanceDataset:
-    if location.is_local and not location.path.is_dir():
-        raise StoreCorrupt(
-            f"the table {location} is gone", "restore the store from a backup, or move it away and run: lodestream run"
-        )
-    with explain_errors(location):
-        return lance.dataset(
-            location.uri,
-            version=version,
-            index_cache_size_bytes=_CACHE_BYTES,
-            metadata_cache_size_bytes=_CACHE_BYTES,
-            storage_options=location.lance_options,
-        )
-
-
-def _read_version(name: str) -> int | None:
-    """Return the version of a manifest's file name, which counts downward so that the newest is listed first."""
-    stem, _, suffix = name.rpartition(".")
-    return _COUNTED_FROM - int(stem) if suffix == "manifest" and stem.isdecimal() else None
-
-
-def _read_operation(dataset: LanceDataset, version: int) -> Any:
-    try:
-        transaction = dataset.read_transaction(version)
-    except TypeError as error:
-        # pylance 14 cannot show a compaction that carried indexes along; nothing else has such a part.
-        if "RewrittenIndex" not in str(error):
-            raise
-        return LanceOperation.Rewrite(groups=[], rewritten_indices=[])
-    return None if transaction is None else transaction.operation
 
 
 def _busy(location: Location) -> CommitConflict:

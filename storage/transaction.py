@@ -25,7 +25,7 @@ from lodestream.storage.columns import conform_rows
 from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
-from lodestream.storage.reader import Snapshot, open_tables
+from lodestream.storage.reader import Snapshot, defer_tables, open_tables
 from lodestream.storage.registers.protocol import CasRegister, Version
 from lodestream.storage.snapshot import PointerRecord, Retention, SnapshotRecord, StagedWork
 from lodestream.storage.table import Table
@@ -75,7 +75,8 @@ class Transaction:
         staged = self._pointer.staged
         resumed = self._open_staged(staged)
         self.resumed = resumed is not None
-        self._tables = resumed if resumed is not None else self._open_versions(self._pointer.tables)
+        # A run that finds nothing to do never opens them.
+        self._tables = resumed or defer_tables(location, self._pointer.dim, self._pointer.tables)
         self._num_chunks = staged.num_chunks if staged and self.resumed else 0
         # The epoch goes up before anything is written: from here on an older writer can do no harm.
         self._swing(

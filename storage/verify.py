@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-
-from lance import LanceFragment
+from typing import TYPE_CHECKING
 
 from lodestream.errors import StoreCorrupt, StoreError
 from lodestream.schema import TABLES
@@ -20,6 +19,9 @@ from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.verify_files import check_debris, check_table_files, find_unreadable, is_read_failure, say_why
 from lodestream.storage.verify_rows import check_indexes, check_rows
+
+if TYPE_CHECKING:
+    from lance import LanceFragment
 
 BACKUP = "restore the store from a backup, or move it away and run: lodestream run"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from lance import LanceFragment
 
 from lodestream.storage.debris import find_debris, total_bytes
 from lodestream.storage.findings import Finding, list_some
 from lodestream.storage.table import Table
+
+if TYPE_CHECKING:
+    from lance import LanceFragment
 
 
 def is_read_failure(error: BaseException) -> bool:

@@ -6,17 +6,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from lance import LanceFragment
 
 from lodestream.schema import TABLES
 from lodestream.storage.checksum import FeatureSums, sum_text
 from lodestream.storage.findings import Finding, Mend, list_some
 from lodestream.storage.table import Table
 from lodestream.storage.verify_files import is_read_failure, say_why
+
+if TYPE_CHECKING:
+    from lance import LanceFragment
 
 _SPAN_COLUMNS: Final = ("key", "doc_id", "granularity", "ordinal", "parent", "char_start", "char_end")
 _COUNTED: Final = {"sentence": "num_sentences", "paragraph": "num_paragraphs", "topic": "num_topics"}

@@ -1,6 +1,9 @@
-"""The sources that a configuration names. What a kind needs beyond the standard set is imported by its own module."""
+"""The sources that a configuration names. A kind's module is imported when a source of it is opened: what reads
+PostgreSQL need not load what reads a lake."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.config_sources import (
@@ -13,15 +16,10 @@ from lodestream.pipeline.config_sources import (
     PostgresSource,
     SqliteSource,
 )
-from lodestream.pipeline.sources.delta import DeltaOpener
-from lodestream.pipeline.sources.files import FilesFolder
-from lodestream.pipeline.sources.lake import LakePlace, LakeRows, resolve_uri
-from lodestream.pipeline.sources.lance_rows import LanceOpener
-from lodestream.pipeline.sources.objects import ObjectsPrefix
-from lodestream.pipeline.sources.postgres import PostgresTable
 from lodestream.pipeline.sources.protocol import Source
-from lodestream.pipeline.sources.row_files import RowFiles
-from lodestream.pipeline.sources.sqlite import SqliteTable
+
+if TYPE_CHECKING:
+    from lodestream.pipeline.sources.lake import LakePlace
 
 
 def open_source(loaded: LoadedConfig, name: str) -> Source:
@@ -30,18 +28,34 @@ def open_source(loaded: LoadedConfig, name: str) -> Source:
     prefix_ids = len(loaded.config.sources) > 1
     match config:
         case FilesSource():
+            from lodestream.pipeline.sources.files import FilesFolder
+
             return FilesFolder(name, config, loaded.folder, prefix_ids=prefix_ids)
         case ObjectsSource():
+            from lodestream.pipeline.sources.objects import ObjectsPrefix
+
             return ObjectsPrefix(name, config, prefix_ids=prefix_ids)
         case PostgresSource():
+            from lodestream.pipeline.sources.postgres import PostgresTable
+
             return PostgresTable(name, config, prefix_ids=prefix_ids)
         case ParquetSource() | JsonLinesSource():
+            from lodestream.pipeline.sources.row_files import RowFiles
+
             return RowFiles(name, config, loaded.folder, prefix_ids=prefix_ids)
         case DeltaSource():
+            from lodestream.pipeline.sources.delta import DeltaOpener
+            from lodestream.pipeline.sources.lake import LakeRows
+
             return LakeRows(name, config, DeltaOpener(_describe_lake(loaded, name, config)), prefix_ids=prefix_ids)
         case LanceSource():
+            from lodestream.pipeline.sources.lake import LakeRows
+            from lodestream.pipeline.sources.lance_rows import LanceOpener
+
             return LakeRows(name, config, LanceOpener(_describe_lake(loaded, name, config)), prefix_ids=prefix_ids)
         case SqliteSource():
+            from lodestream.pipeline.sources.sqlite import SqliteTable
+
             return SqliteTable(name, config, loaded.folder, prefix_ids=prefix_ids)
 
 
@@ -51,6 +65,8 @@ def open_sources(loaded: LoadedConfig) -> dict[str, Source]:
 
 
 def _describe_lake(loaded: LoadedConfig, name: str, config: DeltaSource | LanceSource) -> LakePlace:
+    from lodestream.pipeline.sources.lake import LakePlace, resolve_uri
+
     return LakePlace(
         source=name,
         uri=resolve_uri(config.uri, loaded.folder),

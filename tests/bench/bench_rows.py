@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from harness import interleave, record, start
 
 from lodestream.schema import KEY_BYTES
-from lodestream.storage import table as table_module
+from lodestream.storage import dataset as dataset_module
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 
@@ -45,13 +45,13 @@ def build_demo_store(folder: Path) -> Path:
 
 def write_table(path: Path, rows: pa.Table, *, compressed: bool) -> Table:
     """The rows as a table of a store; without the compressed columns if asked."""
-    keep = table_module.compress_fields
+    keep = dataset_module.compress_fields
     if not compressed:
-        table_module.compress_fields = lambda schema: schema
+        dataset_module.compress_fields = lambda schema: schema
     try:
         return Table.create(path, rows.schema).replace_documents(NO_IDS, rows)
     finally:
-        table_module.compress_fields = keep
+        dataset_module.compress_fields = keep
 
 
 def folder_bytes(folder: Path) -> int:

@@ -26,6 +26,7 @@ from lodestream.actors import featurizer
 from lodestream.actors.segment import text_format_of
 from lodestream.errors import FencedError, LeaseHeld, LeaseLost
 from lodestream.kernels import encoder
+from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
 from lodestream.pipeline.session import read_options
 from lodestream.storage import steps
 from lodestream.storage.coordination import open_lease
@@ -58,7 +59,12 @@ TIMES = st.sampled_from(["old", "now", "future"])
 NAME = st.sampled_from(NAMES)
 CRASH_STEPS = tuple(step for step in steps.STEPS if step not in ("publish.compacted", "publish.trimmed"))
 
-READ_MODEL_FOLDER = cache(featurizer.read_model_folder)
+
+@cache
+def read_hashed(folder: Path, *, expected_sha256: str | None) -> ModelFolder:
+    return check_weights(read_model_folder(folder, expected_sha256=expected_sha256))
+
+
 READ_TOKENIZER = cache(featurizer.Tokenizer.from_folder)
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -84,7 +90,7 @@ class Histories(RuleBasedStateMachine):
         self.expected_rows: dict[tuple[str, str, tuple[str, ...]], list[dict[str, Any]]] = {}
         self.patches = pytest.MonkeyPatch()
         # Hashing the weights and parsing the vocabulary anew for every run would be most of the time.
-        self.patches.setattr(featurizer, "read_model_folder", READ_MODEL_FOLDER)
+        self.patches.setattr(featurizer, "read_model_folder", read_hashed)
         self.patches.setattr(featurizer.Tokenizer, "from_folder", READ_TOKENIZER)
         if self.uses_toy_encoder:
             self.patches.setattr(encoder, "load_encoder", load_toy_encoder)

@@ -71,17 +71,6 @@ def test_unchanged_corpus_is_not_read_and_nothing_is_published(
     assert after.checkpoint["docs"]["watermark"] > before.checkpoint["docs"]["watermark"]
 
 
-def test_empty_refresh_loads_neither_torch_nor_ray(workspace: Workspace) -> None:
-    code = (
-        "import sys; from lodestream.pipeline.cli.app import main; sys.argv = ['lodestream', 'refresh']\n"
-        "try: main()\nexcept SystemExit as end: assert not end.code\n"
-        "print('loaded:', *sorted({'torch', 'ray', 'triton'} & set(sys.modules)))"
-    )
-    done = workspace.python(code)
-    assert done.returncode == 0, done.stderr
-    assert "8 seen" in done.stdout and done.stdout.splitlines()[-1].strip() == "loaded:"
-
-
 def test_only_files_with_another_state_are_read(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.write(NAMES[0], f"{DOCUMENTS[NAMES[0]]}\n\nOne more paragraph.\n")
     opened = []

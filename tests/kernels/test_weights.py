@@ -11,7 +11,7 @@ import pytest
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ModelError
-from lodestream.kernels.weights import load_tensors, read_model_folder
+from lodestream.kernels.weights import check_weights, load_tensors, read_model_folder
 
 MODULE = "sentence_transformers.models."
 
@@ -111,8 +111,17 @@ def test_prompts(folder: Path) -> None:
 
 
 def test_wrong_hash_is_refused(folder: Path) -> None:
-    with pytest.raises(ModelError, match="expected 0000"):
-        read_model_folder(folder, expected_sha256="0000")
+    stated = read_model_folder(folder, expected_sha256="0000")
+    for use in (check_weights, load_tensors):
+        with pytest.raises(ModelError, match="expected 0000"):
+            use(stated)
+
+
+def test_right_hash_is_looked_at_once(folder: Path) -> None:
+    found = read_model_folder(folder)
+    assert found.is_hashed and check_weights(found) is found
+    stated = read_model_folder(folder, expected_sha256=found.weights_sha256)
+    assert not stated.is_hashed and check_weights(stated) == found
 
 
 def test_pickles_are_refused(folder: Path) -> None:

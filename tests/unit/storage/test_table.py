@@ -12,6 +12,7 @@ from lodestream.errors import CommitConflict, StoreCorrupt, StoreSchemaMismatch,
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage import table as table_module
 from lodestream.storage.columns import conform_rows
+from lodestream.storage.dataset import FILE_FORMAT
 from lodestream.storage.table import Table
 from tests.support.store_rows import DIM, make_documents, make_features
 
@@ -186,6 +187,24 @@ def test_missing_version_and_table(table: Table, tmp_path: Path) -> None:
         Table.open(tmp_path / "other.lance", SCHEMA, version=1)
 
 
+def test_a_deferred_version_is_looked_for_at_once_and_opened_on_use(table: Table, tmp_path: Path) -> None:
+    stored = replace(table, {"a": ["1"]})
+    deferred = Table.defer(table.path, SCHEMA, version=stored.version)
+    assert deferred.version == stored.version
+    assert read_sorted(deferred).equals(read_sorted(stored))
+    with pytest.raises(StoreCorrupt, match="version 9 of the table .* is gone"):
+        Table.defer(table.path, SCHEMA, version=9)
+    with pytest.raises(StoreCorrupt, match=r"other\.lance is gone"):
+        Table.defer(tmp_path / "other.lance", SCHEMA, version=1)
+    with pytest.raises(StoreSchemaMismatch):
+        Table.defer(table.path, DOCUMENTS_SCHEMA, version=1).count()
+    manifest = max((table.path / "_versions").glob("*.manifest"), key=lambda path: path.stat().st_mtime_ns)
+    manifest.write_bytes(b"torn")
+    torn = Table.defer(table.path, SCHEMA, version=stored.version)
+    with pytest.raises(StoreCorrupt, match="restore"):
+        torn.count()
+
+
 @pytest.mark.parametrize("damage", ["gone", "empty", "half"])
 def test_damaged_data_file(table: Table, damage: str) -> None:
     stored = replace(table, {"a": ["1"] * 500})
@@ -223,7 +242,7 @@ def test_compressed_columns_stay_so(tmp_path: Path) -> None:
     table = Table.create(tmp_path / "compressed.lance", rows.schema)
     for start in (0, 15_000):
         table = table.replace_documents(pa.array([], pa.string()), rows.slice(start, 15_000))
-    plain = lance.write_dataset(rows, str(tmp_path / "plain.lance"), data_storage_version=table_module.FILE_FORMAT)
+    plain = lance.write_dataset(rows, str(tmp_path / "plain.lance"), data_storage_version=FILE_FORMAT)
     lance.dataset(str(table.path)).optimize.compact_files()
     sizes = sorted(path.stat().st_size for path in (table.path / "data").iterdir())
     assert len(sizes) == 3
