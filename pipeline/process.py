@@ -8,8 +8,8 @@ from typing import Final
 
 ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"
 NUM_ARENAS: Final = max(2, os.cpu_count() or 1)
-"""Heaps of glibc, one a core. Its own limit is eight a core: with the threads of Lance, Arrow and the tokenizer each
-keeps the holes of another chunk, and memory grows with the corpus though nothing is held (docs/throughput.md)."""
+"""Heaps of glibc, one a core. Its own limit is eight a core: the threads of Lance, Arrow and the tokenizer use many,
+and each keeps holes of its own (docs/throughput.md)."""
 
 _M_ARENA_MAX: Final = -8  # of malloc.h
 
