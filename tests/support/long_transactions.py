@@ -71,19 +71,20 @@ class NaiveCursor:
     held_back_s = 0.0
 
     def __init__(self, url: str) -> None:
-        self._connection = connect(url)
+        self._url = url
         self._cursor = "-infinity"
         self.texts: dict[str, str] = {}
         self.num_read = 0
 
     def refresh(self) -> None:
         """Reads once, and follows the tombstones in the same way."""
-        rows = self._connection.execute(
-            "SELECT id, body, updated_at::text, false FROM docs WHERE updated_at > %s::timestamptz "
-            "UNION ALL SELECT id, '', updated_at::text, true FROM gone WHERE updated_at > %s::timestamptz "
-            "ORDER BY 3, 4",
-            (self._cursor, self._cursor),
-        ).fetchall()
+        with connect(self._url) as connection:
+            rows = connection.execute(
+                "SELECT id, body, updated_at::text, false FROM docs WHERE updated_at > %s::timestamptz "
+                "UNION ALL SELECT id, '', updated_at::text, true FROM gone WHERE updated_at > %s::timestamptz "
+                "ORDER BY 3, 4",
+                (self._cursor, self._cursor),
+            ).fetchall()
         for row_id, text, updated_at, is_gone in rows:
             self._cursor = updated_at
             if is_gone:
