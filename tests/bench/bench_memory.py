@@ -5,7 +5,7 @@
 The corpus is the demo's, and then that again in other words, so that no segment repeats and nothing is left out by
 reuse. The model is the default one cut to one layer and a narrow MLP, else this would take hours: width, vocabulary
 and rows are the same, what is left out weighs 20 MB in bf16 and 40 MB in fp32. Every backfill is the command
-``lodestream run`` in a process of its own; its peak is the kernel's count (ru_maxrss), mapped libraries included.
+``lodestream run`` in a process of its own; its peak is the kernel's count (VmHWM), mapped libraries included.
 
 Writes docs/bench/memory.jsonl and docs/memory.png.
 """
