@@ -20,6 +20,7 @@ from tests.support.registers import KINDS, find_server
 
 SHORT_S, LONGEST_S = 8.0, 80.0
 ENOUGH = 4
+LEAST_TROUBLE = 2
 
 
 def has_published_enough(events: Events) -> bool:
@@ -54,10 +55,10 @@ def run_chaos(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost(request: pytest.FixtureRequest, tmp_path: Path, kind: RegisterKind) -> None:
-    report = run_chaos(request, tmp_path, kind, has_published_enough)
+    report = run_chaos(request, tmp_path, kind, has_published_enough, least_trouble=LEAST_TROUBLE, kill_every_s=2.0)
     assert report.is_clean, report
     assert report.num_published >= ENOUGH and report.num_reads >= 5, f"this showed nothing: {report}"
-    assert report.num_kills >= 2 and report.num_stops >= 2, f"this showed nothing: {report}"
+    assert min(report.num_kills, report.num_stops) >= LEAST_TROUBLE, f"this showed nothing: {report}"
 
 
 @pytest.mark.parametrize("is_fenced", [True, False])

@@ -34,6 +34,7 @@ class ChaosPlan:
     ``num_workers``      writers at a time
     ``duration_s``       how long they are troubled at least
     ``longest_s``        and at most, while the run is not ``enough``
+    ``least_trouble``    kills from outside, and stops, before the run can be enough
     ``kill_every_s``     mean time between two kills from outside; likewise ``stop_every_s``
     ``restart_every_s``  likewise of restarts of the server in which they agree; 0 leaves it alone
     ``stopped_s``        the longest stop; longer than a lease lives
@@ -43,6 +44,7 @@ class ChaosPlan:
     num_workers: int = 4
     duration_s: float = 10.0
     longest_s: float = 60.0
+    least_trouble: int = 0
     kill_every_s: float = 4.0
     stop_every_s: float = 1.0
     restart_every_s: float = 0.0
@@ -104,7 +106,8 @@ class ChaosRun:
         began, looked_at = time.monotonic(), 0.0
         while (elapsed := time.monotonic() - began) < self._plan.longest_s:
             if elapsed > self._plan.duration_s and elapsed > looked_at + 1:
-                if self._enough(read_events(self._setup.log)):
+                is_troubled = min(self.num_kills, self.num_stops) >= self._plan.least_trouble
+                if is_troubled and self._enough(read_events(self._setup.log)):
                     return
                 looked_at = elapsed
             time.sleep(TICK_S)

@@ -53,6 +53,6 @@ def prepare_process(setup: ChaosSetup) -> contextlib.ExitStack:
     if not setup.is_fenced:
         for module in (snapshot, store):
             stack.enter_context(mock.patch.object(module, "open_register", _open_unfenced))
-        for owner, name in ((Transaction, "_require_newest"), (Transaction, "_require_claim"), (Lease, "require")):
+        for owner, name in ((Transaction, "_require_newest"), (transaction, "require_claim"), (Lease, "require")):
             stack.enter_context(mock.patch.object(owner, name, return_value=None))
     return stack
