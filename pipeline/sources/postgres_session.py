@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -86,10 +85,6 @@ class PostgresSession:
     def query_value(self, sql: str, *parameters: Any) -> Any:
         """The first column of the first row."""
         return self.query(sql, *parameters)[0][0].as_py()
-
-    def query_json(self, sql: str, *parameters: Any) -> Any:
-        """The JSON value that a query makes."""
-        return json.loads(self.query_value(sql, *parameters))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
