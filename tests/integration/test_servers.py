@@ -90,7 +90,7 @@ def test_ends_with_a_killed_session(runner: str, repository: Path) -> None:
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before, or between, opening and reading
         return False
 
 

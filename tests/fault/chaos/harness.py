@@ -181,5 +181,5 @@ def _send(chosen: _Worker, number: signal.Signals) -> None:
 def _is_stopped(chosen: _Worker) -> bool:
     try:
         return Path(f"/proc/{chosen.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before, or between, opening and reading
         return False
