@@ -12,15 +12,17 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
+from hypothesis.stateful import rule as hypothesis_rule
 
 from lodestream.actors import featurizer
 from lodestream.actors.segment import text_format_of
@@ -74,10 +76,26 @@ class Crash(BaseException):
     """The process ends here: nothing in between may catch it."""
 
 
+def rule(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
+    """A step of a history, counted by its name."""
+
+    def decorate(step: Callable[..., None]) -> Any:
+        @wraps(step)
+        def counted(self: Histories, **given: Any) -> None:
+            self.done[step.__name__] += 1
+            step(self, **given)
+
+        return hypothesis_rule(**strategies)(counted)
+
+    return decorate
+
+
 class Histories(RuleBasedStateMachine):
     """A workspace, and what is known of it: ``files`` on the disk, ``kept`` texts that a spoiled document may have."""
 
     uses_toy_encoder = True
+    done: ClassVar[Counter[str]] = Counter()
+    """How often each step was taken, each interruption came about and the store was compared, in all histories."""
 
     @initialize()
     def create(self) -> None:
@@ -196,6 +214,7 @@ class Histories(RuleBasedStateMachine):
             left -= passed == step
             if passed == step and left == 0:
                 steps.reach = reach
+                self.done[f"{act.__name__} at {step}"] += 1
                 act()
 
         steps.reach = reach_or_act
@@ -225,6 +244,7 @@ class Histories(RuleBasedStateMachine):
 
     def check(self) -> None:
         """The store equals a full rebuild."""
+        self.done["check"] += 1
         snapshot = self.workspace.open_snapshot()
         stored = rows_by_document(snapshot)
         states = {row["doc_id"]: row for row in snapshot.document_states().to_pylist()}
