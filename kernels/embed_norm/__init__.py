@@ -1,0 +1,1 @@
+"""Embeddings of tokens, positions and types, summed and normed: what an encoder begins with."""

@@ -1,0 +1,1 @@
+"""Activations of an MLP with its bias: GELU, GeGLU, SwiGLU."""
