@@ -45,6 +45,8 @@ def apply_norm(x_TC: torch.Tensor, norm: Norm) -> torch.Tensor:
     if norm.adds_one:
         weight_C = 1 + weight_C
     if norm.kind == "rms":
-        return F.rms_norm(x_TC, weight_C.shape, weight_C, norm.eps)
+        # F.rms_norm is three times slower on a CPU, where it is made of single steps over all of x.
+        squares_T1: torch.Tensor = torch.linalg.vector_norm(x_TC, dim=-1, keepdim=True).square_()
+        return (x_TC * squares_T1.div_(len(weight_C)).add_(norm.eps).rsqrt_()).mul_(weight_C)
     bias_C = None if norm.bias_C is None else norm.bias_C.float()
     return F.layer_norm(x_TC, weight_C.shape, weight_C, bias_C, norm.eps)

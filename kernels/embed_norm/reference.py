@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
+from lodestream.kernels.embed_norm.tables import EmbeddingTables
 from lodestream.kernels.norm import Norm, apply_norm
-
-if TYPE_CHECKING:
-    from lodestream.kernels.embed_norm.api import EmbeddingTables
 
 
 def embed_norm(

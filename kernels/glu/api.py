@@ -5,20 +5,15 @@ T rows, I columns.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
 from lodestream.kernels.fused_forms import import_fused
 from lodestream.kernels.glu import reference
+from lodestream.kernels.glu.kinds import Activated, Activation
 
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-
-Activation = Literal["gelu", "gelu_tanh", "silu"]
-"""GELU by the error function, GELU by tanh, SiLU. The two GELU differ by up to 5e-4: a model has one of them."""
-
-Activated = Literal["all", "first", "last"]
-"""Which columns are activated: all, or one half, which the other half is multiplied with."""
 
 
 def glu(

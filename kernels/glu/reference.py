@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from lodestream.kernels.glu.api import Activated, Activation
+from lodestream.kernels.glu.kinds import Activated, Activation
 
 
 def glu(

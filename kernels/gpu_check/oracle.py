@@ -14,10 +14,10 @@ from typing import Final
 
 import torch
 
-from lodestream.kernels.embed_norm.api import EmbeddingTables
-from lodestream.kernels.glu.api import Activated, Activation
+from lodestream.kernels.embed_norm.tables import EmbeddingTables
+from lodestream.kernels.glu.kinds import Activated, Activation
 from lodestream.kernels.norm import Norm
-from lodestream.kernels.rope.api import RotaryTable
+from lodestream.kernels.rope.table import RotaryTable
 
 _UNIT32: Final = 2.0**-24
 

@@ -5,7 +5,6 @@ T packed tokens, H query heads, J key heads, D head dim, P positions, R = D / 2 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -13,32 +12,9 @@ import torch
 from lodestream.kernels.fused_forms import import_fused
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.rope import reference
+from lodestream.kernels.rope.table import RotaryTable
 
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotaryTable:
-    """Angles of every position, for layers of one theta: cosines and sines, float32 [P, R]."""
-
-    cos_PR: torch.Tensor
-    sin_PR: torch.Tensor
-
-
-def make_rotary_table(
-    *, theta: float, head_dim: int, num_positions: int, device: torch.device | str = "cpu"
-) -> RotaryTable:
-    """The table for positions 0 to ``num_positions`` - 1; pair r turns by theta^(-2r / head_dim) a position."""
-    places_R = torch.arange(0, head_dim, 2, dtype=torch.int64).float()
-    return tabulate_angles(1.0 / (theta ** (places_R / head_dim)), num_positions=num_positions, device=device)
-
-
-def tabulate_angles(
-    frequencies_R: torch.Tensor, *, num_positions: int, device: torch.device | str = "cpu"
-) -> RotaryTable:
-    """The table for frequencies of one's own (scaled ones), radians a position, float32 [R]."""
-    angles_PR = torch.arange(num_positions).float()[:, None] * frequencies_R.float()[None, :]
-    return RotaryTable(cos_PR=angles_PR.cos().to(device), sin_PR=angles_PR.sin().to(device))
 
 
 def rope(

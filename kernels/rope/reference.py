@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from lodestream.kernels.norm import Norm, apply_norm
-
-if TYPE_CHECKING:
-    from lodestream.kernels.rope.api import RotaryTable
+from lodestream.kernels.rope.table import RotaryTable
 
 
 def rope(

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 import torch
 
-from lodestream.kernels.glu.api import Activated, Activation, glu
+from lodestream.kernels.glu.api import glu
+from lodestream.kernels.glu.kinds import Activated, Activation
 from lodestream.kernels.gpu_check.oracle import expect_glu, measure_excess
 from tests.support.operator_cases import DTYPES, ODD_ROWS, make_hard_rows, make_rows
 

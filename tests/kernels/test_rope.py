@@ -9,7 +9,8 @@ import torch
 
 from lodestream.kernels.gpu_check.oracle import expect_rope, measure_excess
 from lodestream.kernels.norm import Norm
-from lodestream.kernels.rope.api import RotaryTable, make_rotary_table, rope, tabulate_angles
+from lodestream.kernels.rope.api import rope
+from lodestream.kernels.rope.table import RotaryTable, make_rotary_table, tabulate_angles
 from tests.support.operator_cases import DTYPES, make_norm, make_rows
 
 

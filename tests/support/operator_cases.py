@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lodestream.kernels.embed_norm.api import EmbeddingTables
+from lodestream.kernels.embed_norm.tables import EmbeddingTables
 from lodestream.kernels.norm import Norm
 
 ODD_ROWS = (1, 63, 127, 517)
