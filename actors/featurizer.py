@@ -307,8 +307,12 @@ class Featurizer:
             for row, fingerprint in enumerate(spans.fingerprints()):
                 if fingerprint not in known and fingerprint not in wanted:
                     wanted[fingerprint] = (spans, row)
-        if not wanted:
-            return {}
+        return self.encode_leaves(wanted, counts) if wanted else {}
+
+    def encode_leaves(
+        self, wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
+    ) -> dict[bytes, LeafVectors]:
+        """Leaf vectors of single segments: fingerprint -> a document's spans and the segment's index there."""
         return self._leaf_encoder.encode(wanted, counts)
 
     def _document_rows(

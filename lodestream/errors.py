@@ -25,7 +25,14 @@
     |-- ExecutorError               Ray is not installed, cannot start or has too few CPUs   exit 1
     |-- KernelUnavailable           tensors on a GPU, but no triton to compute with          exit 1
     |-- ScheduleStopped             too many refreshes in a row failed                     exit 1
-    `-- NotFoundError               no document or snapshot of that name                     exit 1
+    |-- NotFoundError               no document or snapshot of that name                     exit 1
+    `-- ServeError                  a request over HTTP cannot be answered                 status
+        |-- AccessDenied            no token, a wrong one, or a foreign host name             401
+        |-- RequestInvalid          (Terminal) it makes no sense as it is                     422
+        |-- RequestTooLarge         (Terminal) a body, a text or a list beyond the limits     413
+        |-- Overloaded              (Transient) the queue before the encoder is full          429
+        |-- ServiceUnavailable      (Transient) nothing to serve yet, or shutting down        503
+        `-- DeadlineExceeded        (Transient) no answer within serve.request_timeout        504
 
 ``Transient`` and ``Terminal`` are all that decides whether something is tried again.
 
@@ -207,3 +214,50 @@ class ScheduleStopped(LodestreamError):
 
 class NotFoundError(LodestreamError):
     """No document, run or snapshot of that name."""
+
+
+class ServeError(LodestreamError):
+    """A request over HTTP cannot be answered; ``status`` is the answer's, and ``retry_after_s`` says when the same
+    request is worth another try (0: never, or at once)."""
+
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, hint: str = "", *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class AccessDenied(Terminal, ServeError):
+    """No token, a wrong one, or a host name that this server does not go by."""
+
+    status = 401
+
+
+class RequestInvalid(Terminal, ServeError):
+    """The request makes no sense as it is."""
+
+    status = 422
+
+
+class RequestTooLarge(Terminal, ServeError):
+    """A body, a text or a list is beyond the limits."""
+
+    status = 413
+
+
+class Overloaded(Transient, ServeError):
+    """The queue before the encoder is full."""
+
+    status = 429
+
+
+class ServiceUnavailable(Transient, ServeError):
+    """There is nothing to serve yet, or the server is shutting down."""
+
+    status = 503
+
+
+class DeadlineExceeded(Transient, ServeError):
+    """There was no answer within the time that a request may take."""
+
+    status = 504
