@@ -26,6 +26,7 @@ from lodestream.pipeline.config_layers import (
     read_toml,
 )
 from lodestream.pipeline.config_lease import LeaseConfig
+from lodestream.pipeline.config_serve import ServeConfig
 from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
 from lodestream.pipeline.config_store import StoreConfig, hide_secret
 from lodestream.pipeline.config_templates import Template, write_source
@@ -123,6 +124,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     refresh: RefreshConfig = RefreshConfig()
     upkeep: UpkeepConfig = UpkeepConfig()
+    serve: ServeConfig = ServeConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,4 +383,9 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 # max_small_files = 32              # a table with more has its files merged at the end of a run
 # max_deleted_share = 0.1           # the same for a file with a larger share of deleted rows
 # sweep_after = "1d"                # age at which the leavings of killed runs are removed
+
+[serve]
+# host = "127.0.0.1"                # reached from this machine only; another one wants a token
+# port = 8750
+# token_file = ""                   # a file with the token that callers send; or LODESTREAM__SERVE__TOKEN
 """

@@ -37,6 +37,6 @@ class StoreConfig(Section):
 
 def hide_secret(name: str, value: object) -> object:
     """``value`` as it may be shown: passwords in addresses, and options whose name speaks of a secret, are hidden."""
-    if ".options." in name and any(word in name.lower() for word in _SECRET_WORDS):
+    if value and (name == "serve.token" or (".options." in name and any(w in name.lower() for w in _SECRET_WORDS))):
         return "***"
     return hide_password(value) if isinstance(value, str) else value

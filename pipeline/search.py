@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodestream.storage.store import Snapshot
@@ -52,6 +53,7 @@ def search_snapshot(
     granularity: str = "paragraph",
     min_density: float | None = None,
     headings: bool = False,
+    doc_prefix: str | None = None,
 ) -> list[Hit]:
     """The ``limit`` spans whose vectors have the highest cosine with the query, best first.
 
@@ -62,12 +64,15 @@ def search_snapshot(
         granularity: rows of which granularity to search.
         min_density: leave out rows of lower density.
         headings: include rows that are nothing but a heading.
+        doc_prefix: only documents whose id begins with it: those of one of several sources begin with ``source/``.
 
     Cost: one pass over the codes, D bytes a row.
     """
     best: list[tuple[float, dict[str, Any]]] = []
     batches = snapshot.scan_features(_COLUMNS, granularity=granularity, min_density=min_density)
     for batch in batches:
+        if doc_prefix is not None:
+            batch = batch.filter(pc.starts_with(batch.column("doc_id"), doc_prefix))
         best = _merge(best, batch, query_D, limit=limit, headings=headings)
     return _describe(snapshot, best)
 

@@ -1,0 +1,93 @@
+"""Rows straight from the store: one look-up of the documents, one of their features."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lodestream.pipeline.serve.parts import StoredDocument
+from lodestream.pipeline.states import find_rows
+from lodestream.schema import GRANULARITIES, Granularity, features_schema
+from lodestream.storage.store import Snapshot
+
+_RANKS = pa.array(GRANULARITIES)
+
+
+class StoredRows:
+    """A row source without a cache."""
+
+    def __init__(self) -> None:
+        self._num_found = 0
+        self._num_missing = 0
+
+    def prepare(self, snapshot: Snapshot, *, before: Snapshot | None) -> None:
+        """Opens the tables, so that the first request does not."""
+        self.get(snapshot, [""], GRANULARITIES)
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Nothing is kept."""
+
+    def get(
+        self, snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
+    ) -> Mapping[str, StoredDocument]:
+        """See parts.RowSource."""
+        wanted = list(dict.fromkeys(doc_ids))
+        documents = read_documents(snapshot, wanted, granularities)
+        self._num_found += len(documents)
+        self._num_missing += len(wanted) - len(documents)
+        return documents
+
+    def count(self) -> Mapping[str, int]:
+        """Documents found, and not found, so far."""
+        return {"snapshot": self._num_found, "miss": self._num_missing}
+
+
+def read_documents(
+    snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
+) -> dict[str, StoredDocument]:
+    """What the store has of some documents.
+
+    Args:
+        doc_ids: different ones; unknown ones are no error.
+        granularities: which rows.
+    """
+    columns = ("doc_id", "source", "source_version", "quarantine_reason")
+    states = find_rows(snapshot, "documents", doc_ids, columns).to_pylist()
+    if not states:
+        return {}
+    schema = features_schema(snapshot.dim)
+    batches = snapshot.scan_features(schema.names, doc_ids=[state["doc_id"] for state in states])
+    rows = pa.Table.from_batches(batches, schema=schema)
+    rows = rows.filter(pc.is_in(rows.column("granularity"), pa.array(list(granularities))))
+    groups = _group_by_document(rows)
+    empty = schema.empty_table()
+    return {
+        state["doc_id"]: StoredDocument(
+            doc_id=state["doc_id"],
+            source=state["source"],
+            source_version=state["source_version"],
+            quarantine_reason=state["quarantine_reason"],
+            rows=groups.get(state["doc_id"], empty),
+        )
+        for state in states
+    }
+
+
+def _group_by_document(rows: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each document, by granularity (sentences first) and ordinal."""
+    if not rows.num_rows:
+        return {}
+    names = rows.column("doc_id").combine_chunks().dictionary_encode()
+    if isinstance(names, pa.ChunkedArray):
+        names = names.combine_chunks()
+    owners = names.indices.to_numpy()
+    ranks = pc.index_in(rows.column("granularity"), _RANKS).to_numpy()
+    order = np.lexsort((rows.column("ordinal").to_numpy(), ranks, owners))
+    ordered = rows.take(pa.array(order))
+    bounds = np.searchsorted(owners[order], np.arange(len(names.dictionary) + 1))
+    return {
+        name: ordered.slice(bounds[i], bounds[i + 1] - bounds[i]) for i, name in enumerate(names.dictionary.to_pylist())
+    }

@@ -1,0 +1,82 @@
+"""Texts of requests: cut and scored like documents, checked against the limits, put together as vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lodestream.actors.featurizer import Featurizer
+from lodestream.actors.paragraphs import TextFormat
+from lodestream.errors import RequestInvalid
+from lodestream.pipeline.reuse import SegmentIndex
+from lodestream.pipeline.serve.limits import Limits
+from lodestream.pipeline.serve.parts import EncodedTexts, Encoding
+
+
+def prepare_texts(featurizer: Featurizer, texts: Sequence[str], text_format: TextFormat, limits: Limits) -> pa.Table:
+    """Texts as a table of ``Featurizer.prepare``, one row a text; the doc_id is its index.
+
+    Raises:
+        RequestTooLarge: too many texts or tokens.
+        RequestInvalid: a text cannot be used.
+    """
+    limits.check_texts(texts)
+    hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    documents = pa.table(
+        {
+            "doc_id": [str(index) for index in range(len(texts))],
+            "source": [""] * len(texts),
+            "uri": [""] * len(texts),
+            "content_hash": pa.array(hashes, pa.binary(32)),
+            "source_version": [""] * len(texts),
+            "text": pa.array(texts, pa.large_string()),
+            "text_format": [text_format] * len(texts),
+        }
+    )
+    prepared = featurizer.prepare(documents)
+    for index, reason in enumerate(prepared.column("quarantine_reason").to_pylist()):
+        if reason is not None:
+            raise RequestInvalid(f"text {index} cannot be used: {reason}")
+    limits.check_tokens(prepared.column("num_tokens").to_pylist())
+    return prepared
+
+
+def split_rows(rows: pa.Table, num_texts: int) -> list[pa.Table]:
+    """The rows of each text, by the doc_ids that ``prepare_texts`` gives."""
+    owners = rows.column("doc_id").cast(pa.int64()).to_numpy()
+    order = np.argsort(owners, kind="stable")
+    bounds = np.searchsorted(owners[order], np.arange(num_texts + 1))
+    ordered = rows.take(pa.array(order))
+    return [ordered.slice(start, end - start) for start, end in pairwise(bounds.tolist())]
+
+
+async def embed_texts(
+    encoding: Encoding,
+    texts: Sequence[str],
+    *,
+    role: Literal["query", "document"],
+    segments: SegmentIndex | None = None,
+) -> tuple[NDArray[np.float32], EncodedTexts]:
+    """float32 [N, D]: the unit vector of each text as a whole; a query gets the prompt that the model wants before it.
+
+    Raises:
+        RequestInvalid: a text has no token. Otherwise as ``Encoding.encode``.
+    """
+    prompt = encoding.featurizer.model.query_prompt if role == "query" else ""
+    prompted = [f"{prompt}{text}" if text.strip() else "" for text in texts]
+    encoded = await encoding.encode(prompted, text_format="text", segments=segments)
+    vectors = []
+    for index, rows in enumerate(encoded.rows):
+        whole = rows.filter(pc.equal(rows.column("granularity"), "document"))
+        if not whole.num_rows:
+            raise RequestInvalid(f"text {index} has no token to encode", "give a text with at least one word")
+        codes = whole.column("codes")[0].values.to_numpy().astype(np.float32)
+        vectors.append(codes / np.linalg.norm(codes))
+    return np.asarray(vectors, np.float32), encoded
