@@ -30,6 +30,7 @@ from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_table, spans_to_columns
 from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
+from lodestream.actors.texts import make_documents
 from lodestream.actors.tokenize import Tokenizer, identify_tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
@@ -346,19 +347,7 @@ class Featurizer:
         Raises:
             DocumentError: the text cannot be used.
         """
-        content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        documents = pa.table(
-            {
-                "doc_id": [doc_id],
-                "source": [""],
-                "uri": [""],
-                "content_hash": pa.array([content_hash], pa.binary(32)),
-                "source_version": [""],
-                "text": pa.array([text], pa.large_string()),
-                "text_format": [text_format],
-            }
-        )
-        prepared = self.prepare(documents)
+        prepared = self.prepare(make_documents([text], text_format, doc_ids=[doc_id]))
         reason = prepared.column("quarantine_reason")[0].as_py()
         if reason:
             raise DocumentError(reason)

@@ -8,16 +8,14 @@ The stages are those of a backfill, so that a text gets the codes here that it g
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import Featurizer
@@ -25,7 +23,8 @@ from lodestream.actors.micro_batcher import BatcherOptions, BatchRecord, MicroBa
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
-from lodestream.errors import DocumentError, LodestreamError, RequestTooLarge, ServeError
+from lodestream.actors.texts import make_documents
+from lodestream.errors import DocumentError, LodestreamError, ServeError
 
 SLICE_CHARS: Final = 1 << 16
 """Texts that are prepared in one go: a long request leaves the thread to a short one so often."""
@@ -38,10 +37,8 @@ _FIRST_TEXT: Final = "The first text is slow, and the next ones are not."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEncoderOptions:
-    """``max_text_tokens``: of one text. ``num_threads``: of torch. ``batch_tokens``, ``max_queued_tokens``: of a batch,
-    and of all that may wait."""
+    """``num_threads``: of torch. ``batch_tokens``, ``max_queued_tokens``: of a batch, and of all that may wait."""
 
-    max_text_tokens: int = 8192
     num_threads: int = 1
     batch_tokens: int = 1024
     max_queued_tokens: int = 65_536
@@ -50,7 +47,7 @@ class TextEncoderOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedText:
     """Feature rows of one text, of schema.features_schema(D), the document's own first; no rows where the text has no
-    token. ``num_encoded_tokens`` went through the encoder; the rest was known."""
+    token. The doc_id is the text's index. ``num_encoded_tokens`` went through the encoder; the rest was known."""
 
     rows: pa.Table
     num_tokens: int
@@ -86,7 +83,8 @@ class TextEncoder:
 
     Args:
         featurizer: nobody else may encode with it at the same time.
-        options: limits and sizes.
+        options: sizes.
+        check_tokens: called with the tokens of each text of a request so far; raises where they are too many.
         on_batch: called in the event loop after each batch.
 
     Example:
@@ -99,10 +97,12 @@ class TextEncoder:
         featurizer: Featurizer,
         options: TextEncoderOptions,
         *,
+        check_tokens: Callable[[Sequence[int]], None] | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
     ) -> None:
         self.featurizer = featurizer
         self._options = options
+        self._check_tokens = check_tokens
         sizes = BatcherOptions(batch_tokens=options.batch_tokens, max_queued_tokens=options.max_queued_tokens)
         self.batcher: MicroBatcher[_Segment, LeafVectors] = MicroBatcher(
             self._encode_segments, sizes, start_thread=self._set_threads, on_batch=on_batch
@@ -111,7 +111,7 @@ class TextEncoder:
 
     def warm_up(self) -> None:
         """Loads the model and encodes a first text, which also measures the rate. Waits; not for the event loop."""
-        part = self._prepare([_FIRST_TEXT], "text", None)
+        part = self._prepare([_FIRST_TEXT], "text", 0, None)
         self.batcher.warm_up(*_list_segments([part]))
 
     async def encode(
@@ -125,7 +125,7 @@ class TextEncoder:
             find_known: where segments are looked up first, so that they need no encoding.
 
         Raises:
-            RequestTooLarge: a text is longer than ``max_text_tokens``, or the queue would never hold all of them.
+            RequestTooLarge: the queue would not hold all of them even if it were empty.
             DocumentError: a text cannot be used.
             Overloaded: the queue is full.
             ServiceUnavailable: it was closed.
@@ -133,10 +133,14 @@ class TextEncoder:
         """
         loop = asyncio.get_running_loop()
         parts: list[_Slice] = []
+        num_tokens: list[int] = []
         with self.batcher.reserve(min(_guess_tokens(texts), self._options.max_queued_tokens)):
             for some in _slice_texts(texts):
-                part = await loop.run_in_executor(self._preparer, self._prepare, some, text_format, find_known)
-                self._check_texts(part, sum(len(earlier.spans) for earlier in parts))
+                first = len(num_tokens)
+                part = await loop.run_in_executor(self._preparer, self._prepare, some, text_format, first, find_known)
+                num_tokens += [len(spans.token_ids) for spans in part.spans]
+                if self._check_tokens is not None:
+                    self._check_tokens(num_tokens)
                 parts.append(part)
         segments, tokens = _list_segments(parts)
         results = await self.batcher.submit(segments, tokens)
@@ -145,22 +149,6 @@ class TextEncoder:
         for part in parts:
             answers += await loop.run_in_executor(self._preparer, self._finish, part, encoded)
         return answers
-
-    async def embed(self, texts: Sequence[str], *, role: Literal["query", "document"]) -> NDArray[np.float32]:
-        """float32 [N, D]: a unit vector for each text, of a query as ``Featurizer.embed`` gives it.
-
-        Raises:
-            DocumentError: a text has no token.
-            RequestTooLarge, Overloaded, ServiceUnavailable, ServeError: as of ``encode``.
-        """
-        prompt = self.featurizer.model.query_prompt if role == "query" else ""
-        prompted = [f"{prompt}{text}" if text.strip() else "" for text in texts]
-        answers = await self.encode(prompted, text_format="text")
-        for index, answer in enumerate(answers):
-            if not answer.rows.num_rows:
-                raise DocumentError(f"text {index} has no token to encode", "give texts with at least one word")
-        codes_ND = np.array([answer.rows.column("codes")[0].values.to_numpy() for answer in answers], np.float32)
-        return np.asarray(codes_ND / np.linalg.norm(codes_ND, axis=1, keepdims=True), np.float32)
 
     def close(self) -> None:
         """Takes in nothing more, and refuses what waits with ServiceUnavailable. May be called in any thread."""
@@ -174,21 +162,16 @@ class TextEncoder:
 
         torch.set_num_threads(self._options.num_threads)
 
-    def _prepare(self, texts: Sequence[str], text_format: TextFormat, find_known: FindKnown | None) -> _Slice:
-        prepared = self.featurizer.prepare(_as_documents(texts, text_format))
+    def _prepare(
+        self, texts: Sequence[str], text_format: TextFormat, first: int, find_known: FindKnown | None
+    ) -> _Slice:
+        doc_ids = [str(index) for index in range(first, first + len(texts))]
+        prepared = self.featurizer.prepare(make_documents(texts, text_format, doc_ids=doc_ids))
+        for doc_id, reason in zip(doc_ids, prepared.column("quarantine_reason").to_pylist(), strict=True):
+            if reason:
+                raise DocumentError(f"text {doc_id} cannot be used: {reason}")
         spans = list(spans_from_table(prepared))
         return _Slice(prepared=prepared, spans=spans, known={} if find_known is None else find_known(spans))
-
-    def _check_texts(self, part: _Slice, first_index: int) -> None:
-        limit = self._options.max_text_tokens
-        reasons = part.prepared.column("quarantine_reason").to_pylist()
-        for index, (spans, reason) in enumerate(zip(part.spans, reasons, strict=True), start=first_index):
-            if reason:
-                raise DocumentError(f"text {index}: {reason}")
-            if len(spans.token_ids) > limit:
-                raise RequestTooLarge(
-                    f"text {index} has {len(spans.token_ids)} tokens, {limit} are allowed", "send it in parts"
-                )
 
     def _encode_segments(self, segments: Sequence[_Segment]) -> list[LeafVectors]:
         wanted = {segment.fingerprint: (segment.spans, segment.row) for segment in segments}
@@ -225,21 +208,6 @@ def _slice_texts(texts: Sequence[str]) -> Iterator[list[str]]:
         num_chars += len(text) + 1
     if part:
         yield part
-
-
-def _as_documents(texts: Sequence[str], text_format: TextFormat) -> pa.Table:
-    hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-    return pa.table(
-        {
-            "doc_id": ["text"] * len(texts),
-            "source": [""] * len(texts),
-            "uri": [""] * len(texts),
-            "content_hash": pa.array(hashes, pa.binary(32)),
-            "source_version": [""] * len(texts),
-            "text": pa.array(texts, pa.large_string()),
-            "text_format": [text_format] * len(texts),
-        }
-    )
 
 
 def _list_segments(parts: Sequence[_Slice]) -> tuple[list[_Segment], list[int]]:

@@ -19,7 +19,8 @@ class ServeConfig(Section):
     ``request_timeout``    after which a request is answered with 504
     ``drain_timeout``      how long requests that are under way may take when the server is told to stop
     ``max_requests``       requests under way at once; more are answered with 503
-    ``max_queued``         requests that wait for the encoder; more are answered with 429
+    ``batch_tokens``       tokens of all requests that are encoded together
+    ``max_queued_tokens``  tokens that wait for the encoder; a request beyond that is answered with 429
     ``max_body_bytes``     length of a request
     ``max_ids, max_texts``  ids, and texts, of one request
     ``max_text_tokens, max_tokens``  tokens of one text, and of all texts of one request
@@ -34,7 +35,8 @@ class ServeConfig(Section):
     request_timeout: Duration = 30.0
     drain_timeout: Duration = 30.0
     max_requests: int = Field(default=256, ge=1)
-    max_queued: int = Field(default=64, ge=1)
+    batch_tokens: int = Field(default=1024, ge=1)
+    max_queued_tokens: int = Field(default=131_072, ge=1)
     max_body_bytes: Size = 4 * MIB
     max_ids: int = Field(default=1000, ge=1)
     max_texts: int = Field(default=256, ge=1)

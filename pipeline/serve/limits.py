@@ -14,7 +14,8 @@ class Limits:
 
     request_timeout_s: float = 30.0
     max_requests: int = 256
-    max_queued: int = 64
+    batch_tokens: int = 1024
+    max_queued_tokens: int = 131_072
     max_body_bytes: int = 4 << 20
     max_ids: int = 1000
     max_texts: int = 256

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.paragraphs import TextFormat
+from lodestream.actors.texts import make_documents
 from lodestream.errors import RequestInvalid
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.serve.limits import Limits
@@ -28,33 +27,13 @@ def prepare_texts(featurizer: Featurizer, texts: Sequence[str], text_format: Tex
         RequestInvalid: a text cannot be used.
     """
     limits.check_texts(texts)
-    hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-    documents = pa.table(
-        {
-            "doc_id": [str(index) for index in range(len(texts))],
-            "source": [""] * len(texts),
-            "uri": [""] * len(texts),
-            "content_hash": pa.array(hashes, pa.binary(32)),
-            "source_version": [""] * len(texts),
-            "text": pa.array(texts, pa.large_string()),
-            "text_format": [text_format] * len(texts),
-        }
-    )
-    prepared = featurizer.prepare(documents)
+    doc_ids = [str(index) for index in range(len(texts))]
+    prepared = featurizer.prepare(make_documents(texts, text_format, doc_ids=doc_ids))
     for index, reason in enumerate(prepared.column("quarantine_reason").to_pylist()):
         if reason is not None:
             raise RequestInvalid(f"text {index} cannot be used: {reason}")
     limits.check_tokens(prepared.column("num_tokens").to_pylist())
     return prepared
-
-
-def split_rows(rows: pa.Table, num_texts: int) -> list[pa.Table]:
-    """The rows of each text, by the doc_ids that ``prepare_texts`` gives."""
-    owners = rows.column("doc_id").cast(pa.int64()).to_numpy()
-    order = np.argsort(owners, kind="stable")
-    bounds = np.searchsorted(owners[order], np.arange(num_texts + 1))
-    ordered = rows.take(pa.array(order))
-    return [ordered.slice(start, end - start) for start, end in pairwise(bounds.tolist())]
 
 
 async def embed_texts(

@@ -8,12 +8,12 @@ from typing import Any
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
+from lodestream.pipeline.serve.batched_encoding import BatchedEncoding
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import Encoding
 from lodestream.pipeline.serve.scan_searcher import ScanSearcher
 from lodestream.pipeline.serve.service import Service
 from lodestream.pipeline.serve.stored_rows import StoredRows
-from lodestream.pipeline.serve.thread_encoding import ThreadEncoding
 from lodestream.storage.location import Location
 from tests.support.workspace import Workspace
 
@@ -34,7 +34,7 @@ def serve(
     chosen = Limits(**limits)
 
     def make_default(options: FeaturizerOptions) -> Encoding:
-        return ThreadEncoding(Featurizer(options), chosen)
+        return BatchedEncoding(Featurizer(options), chosen, num_threads=2)
 
     service = Service(
         Location.parse(str(workspace.store)),

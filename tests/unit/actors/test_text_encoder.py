@@ -6,16 +6,16 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
+from lodestream.actors import text_encoder
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.prepared import PreparedSpans
 from lodestream.actors.text_encoder import EncodedText, TextEncoder, TextEncoderOptions
-from lodestream.errors import DocumentError, Overloaded, RequestTooLarge, ServeError, ServiceUnavailable
+from lodestream.errors import Overloaded, RequestTooLarge, ServeError, ServiceUnavailable
 from lodestream.kernels import encoder as encoder_module
 from tests.support.toy_encoder import load_toy_encoder
 from tests.support.workspace import short_topics
@@ -34,14 +34,15 @@ def options(**values: int) -> TextEncoderOptions:
     return TextEncoderOptions(**{"num_threads": 2, **values})
 
 
-def without_time(rows: pa.Table) -> pa.Table:
-    return rows.drop_columns(["computed_at"])
+def comparable(rows: pa.Table) -> pa.Table:
+    """Rows as they are in any request: without their time, and the text's index in its request."""
+    return rows.drop_columns(["computed_at", "doc_id", "key"])
 
 
 def assert_as_featurized(encoded: list[EncodedText], featurizer: Featurizer, texts: list[str]) -> None:
     for answer, text in zip(encoded, texts, strict=True):
         expected = featurizer.featurize(text, text_format="rst") if text else answer.rows.slice(0, 0)
-        assert without_time(answer.rows).equals(without_time(expected))
+        assert comparable(answer.rows).equals(comparable(expected))
 
 
 def test_codes_are_those_of_a_backfill() -> None:
@@ -63,19 +64,6 @@ def test_codes_are_those_of_a_backfill() -> None:
             assert encoded[1].rows.num_rows == 0 < encoded[0].rows.num_rows
 
 
-def test_a_query_has_the_vector_that_search_gives_it(toy: Featurizer) -> None:
-    async def main() -> None:
-        encoder = TextEncoder(toy, options())
-        vectors = await encoder.embed(["How are imports resolved?", "Ore, not gravel."], role="query")
-        assert np.array_equal(vectors[0], toy.embed("How are imports resolved?"))
-        assert np.array_equal(vectors[1], toy.embed("Ore, not gravel."))
-        with pytest.raises(DocumentError, match="text 1 has no token"):
-            await encoder.embed(["word", "  "], role="document")
-        encoder.close()
-
-    asyncio.run(main())
-
-
 def test_what_is_known_is_not_encoded(toy: Featurizer) -> None:
     seen: list[int] = []
 
@@ -89,7 +77,7 @@ def test_what_is_known_is_not_encoded(toy: Featurizer) -> None:
 
         seen.clear()
         again = await encoder.encode(TEXTS, text_format="rst", find_known=recall)
-        assert [without_time(a.rows) for a in again] == [without_time(a.rows) for a in first]
+        assert [comparable(a.rows) for a in again] == [comparable(a.rows) for a in first]
         assert again[2].num_encoded_tokens == 0 < again[3].num_encoded_tokens == again[3].num_tokens
         assert sum(seen) <= sum(a.num_tokens for a in first) - again[2].num_tokens
         encoder.close()
@@ -98,14 +86,21 @@ def test_what_is_known_is_not_encoded(toy: Featurizer) -> None:
 
 
 def test_limits(toy: Featurizer) -> None:
+    seen: list[list[int]] = []
+
+    def check(num_tokens: Sequence[int]) -> None:
+        seen.append(list(num_tokens))
+        if max(num_tokens) > 20:
+            raise RequestTooLarge("too long")
+
     async def main() -> None:
-        encoder = TextEncoder(toy, options(max_text_tokens=20, max_queued_tokens=60))
-        with pytest.raises(RequestTooLarge, match="text 1 has 40 tokens, 20 are allowed"):
+        encoder = TextEncoder(toy, options(max_queued_tokens=60), check_tokens=check)
+        with pytest.raises(RequestTooLarge, match="too long"):
             await encoder.encode(["short", "word " * 40], text_format="text")
+        assert seen == [[1, 40]]
+        texts = [f"{name} " * 15 for name in ("ore", "vein", "rock", "sand", "clay")]
         with pytest.raises(RequestTooLarge, match="75 tokens, the queue holds 60"):
-            await encoder.encode(
-                [f"{name} " * 15 for name in ("ore", "vein", "rock", "sand", "clay")], text_format="text"
-            )
+            await encoder.encode(texts, text_format="text")
         assert len(await encoder.encode(["word " * 20] * 3, text_format="text")) == 3
         with encoder.batcher.reserve(59), pytest.raises(Overloaded):
             await encoder.encode(["three short words"], text_format="text")
@@ -114,6 +109,19 @@ def test_limits(toy: Featurizer) -> None:
             await encoder.encode(["word"], text_format="text")
 
     asyncio.run(main())
+
+
+def test_long_requests_are_prepared_in_slices(toy: Featurizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_encoder, "SLICE_CHARS", 40)
+    seen: list[int] = []
+
+    async def main() -> None:
+        encoder = TextEncoder(toy, options(), check_tokens=lambda num_tokens: seen.append(len(num_tokens)))
+        assert_as_featurized(await encoder.encode(TEXTS, text_format="rst"), toy, TEXTS)
+        encoder.close()
+
+    asyncio.run(main())
+    assert seen[-1] == len(TEXTS) and len(seen) > 4
 
 
 def test_a_text_that_breaks_the_encoder_breaks_no_other(toy: Featurizer) -> None:
