@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "AsyncClient": "lodestream.pipeline.client.async_client",
+    "Client": "lodestream.pipeline.client.client",
     "Featurizer": "lodestream.actors.featurizer",
     "LodestreamError": "lodestream.errors",
     "Library": "lodestream.pipeline.library",
@@ -20,9 +22,11 @@ _HOME_OF = {
 if TYPE_CHECKING:
     from lodestream.actors.featurizer import Featurizer
     from lodestream.errors import LodestreamError
+    from lodestream.pipeline.client.async_client import AsyncClient
+    from lodestream.pipeline.client.client import Client
     from lodestream.pipeline.library import Library, open  # noqa: A004
 
-__all__ = ["Featurizer", "Library", "LodestreamError", "__version__", "open"]
+__all__ = ["AsyncClient", "Client", "Featurizer", "Library", "LodestreamError", "__version__", "open"]
 
 
 def __getattr__(name: str) -> Any:
