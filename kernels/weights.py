@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from safetensors import SafetensorError
 
 from lodestream.errors import ModelError
+from lodestream.kernels.architectures.config import ModelConfig
+from lodestream.kernels.architectures.description import EncoderDescription
+from lodestream.kernels.architectures.registry import find_architecture
 
 if TYPE_CHECKING:
     import torch
 
 Pooling = Literal["mean", "cls"]
 
-SUPPORTED_ARCHITECTURES: Final = ("bert",)
 WEIGHTS_NAME: Final = "model.safetensors"
 
 _POOLING_KEYS: Final[Mapping[str, Pooling]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -37,8 +39,8 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        architecture: ``model_type`` of config.json, one of SUPPORTED_ARCHITECTURES.
-        config: config.json.
+        architecture: ``model_type`` of config.json, one of ``architectures.registry``.
+        description: how the encoder computes, by config.json.
         pooling: how the model makes one vector of a text's token states.
         max_seq_length: tokens that the model is meant to read at once, special tokens included.
         max_positions: tokens that it can read at most.
@@ -51,7 +53,7 @@ class ModelFolder:
 
     path: Path
     architecture: str
-    config: Mapping[str, Any]
+    description: EncoderDescription
     pooling: Pooling
     max_seq_length: int
     max_positions: int
@@ -73,23 +75,18 @@ def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> Mo
         ModelError: a file is missing or unreadable, or the model is of a kind not supported.
     """
     config = _read_json(folder, "config.json")
-    architecture = str(config.get("model_type", ""))
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise ModelError(
-            f"{folder}: the architecture {architecture or 'without a name'!r} is not supported",
-            f"take a model of one of these: {', '.join(SUPPORTED_ARCHITECTURES)}",
-        )
+    model_config = ModelConfig(path=folder / "config.json", values=config)
+    description = find_architecture(model_config).describe(model_config)
     _require_weights(folder)
     pooling_folder = _check_modules(folder)
-    max_positions = int(config["max_position_embeddings"])
     return ModelFolder(
         path=folder,
-        architecture=architecture,
-        config=config,
+        architecture=str(config["model_type"]),
+        description=description,
         pooling=_read_pooling(folder / pooling_folder),
-        max_seq_length=_read_max_seq_length(folder, max_positions),
-        max_positions=max_positions,
-        dim=int(config["hidden_size"]),
+        max_seq_length=_read_max_seq_length(folder, description.max_tokens),
+        max_positions=description.max_tokens,
+        dim=description.dim,
         weights_sha256=expected_sha256 or _hash_file(folder / WEIGHTS_NAME),
         is_hashed=expected_sha256 is None,
         query_prompt=_read_query_prompt(folder),
@@ -118,7 +115,7 @@ def check_weights(model: ModelFolder) -> ModelFolder:
 
 
 def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
-    """The model's tensors by name, float32, without a leading ``bert.`` and with LayerNorm's ``weight`` and ``bias``.
+    """The model's tensors under their names in the file, as they are stored.
 
     Raises:
         ModelError: the file is torn, or has another hash than was stated.
@@ -132,12 +129,7 @@ def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is torn: {error}", "install or copy the model again") from None
-    return {_rename(name): tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def _rename(name: str) -> str:
-    name = name.removeprefix(f"{SUPPORTED_ARCHITECTURES[0]}.")
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

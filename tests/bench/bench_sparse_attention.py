@@ -31,7 +31,7 @@ from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.gate import Measurement, build_gate
 from lodestream.kernels.attention.layout import BlockLayout, mask_all, plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
-from lodestream.kernels.encoder import native_precision
+from lodestream.kernels.precision import native_precision
 
 NAME = "sparse_attention"
 NUM_HEADS = 4

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from unittest import mock
 
 import harness
 import numpy as np
@@ -22,14 +21,15 @@ from corpora import read_corpus
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.actors.tokenize import Tokenizer
-from lodestream.kernels import encoder as encoder_module
 from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
-from lodestream.kernels.encoder import load_encoder
+from lodestream.kernels.encoder.encoder import PackedEncoder
 from lodestream.kernels.packing import PackedBatch, pack
+from lodestream.kernels.segment_attention import AttentionLayer
 from lodestream.kernels.sparse_attention import ErrorTally
+from lodestream.kernels.weights import read_model_folder
 
 NAME = "sparse_quality"
 SHARES = (0.43, 0.61)
@@ -39,16 +39,16 @@ INGREDIENTS = ("dropped", "means", "slope", "slope and correction")
 
 @dataclass
 class SparseLayers:
-    """Takes the place of the encoder's attention."""
+    """Attention of all layers over a batch of one segment."""
 
     share: float
     ingredient: str
     kept: list[float] = field(default_factory=list)
     tally: ErrorTally = field(default_factory=lambda: ErrorTally(num_layers=1))
 
-    def __call__(self, qkv_T3C: torch.Tensor, _plan: object, *, num_heads: int) -> torch.Tensor:
-        q, k, v = qkv_T3C.view(len(qkv_T3C), 3, num_heads, -1).unbind(1)
-        layout = plan_blocks([len(qkv_T3C)], query_block=64)
+    def __call__(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        q, k, v = layer.split(heads_RND)
+        layout = plan_blocks([len(heads_RND)], query_block=64)
         cells = summarise_cells(k, v, layout, with_slope=self.ingredient.startswith("slope"))
         mask = build_mask(q, cells, layout, MaskRecipe(max_share=self.share, count_step=1, reach=0))
         stand_ins = None if self.ingredient == "dropped" else cells
@@ -89,15 +89,14 @@ def main() -> None:
     arguments = parser.parse_args()
     corpus, texts = read_corpus()
     folder, sha256 = find_model(DEFAULT_MODEL)
-    encoder = load_encoder(folder, precision="fp32", expected_sha256=sha256)
+    encoder = PackedEncoder(read_model_folder(folder, expected_sha256=sha256), precision="fp32")
     batches = read_documents(texts, Tokenizer.from_folder(folder), arguments.documents, encoder.max_tokens)
     dense = [encoder.encode(batch) for batch in batches]
     harness.start(NAME)
     for share in SHARES:
         for ingredient in INGREDIENTS:
             layers = SparseLayers(share=share, ingredient=ingredient)
-            with mock.patch.object(encoder_module, "attend_segments", layers):
-                sparse = [encoder.encode(batch) for batch in batches]
+            sparse = [encoder.encode(batch, attend=layers) for batch in batches]
             documents, spans = compare(dense, sparse)
             config = {"corpus": corpus, "documents": len(batches), "kept": round(float(np.mean(layers.kept)), 3)}
             provider = f"{share:g} kept, {ingredient}"

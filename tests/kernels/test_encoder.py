@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ConfigError, ModelError
-from lodestream.kernels import encoder as encoder_module
 from lodestream.kernels.encoder import Encoder, load_encoder
 from lodestream.kernels.packing import pack
 from lodestream.kernels.precision import native_precision
@@ -78,6 +77,7 @@ def write_tiny_bert(folder: Path, *, activation: str = "gelu", old_names: bool =
     torch.manual_seed(0)
     config = {
         "model_type": "bert",
+        "vocab_size": 50,
         "hidden_size": 32,
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
@@ -170,6 +170,6 @@ def test_other_activation_is_refused(tmp_path: Path) -> None:
 
 
 def test_bf16_without_the_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "native_precision", lambda: "fp32")
+    monkeypatch.setattr("lodestream.kernels.encoder.api.native_precision", lambda: "fp32")
     with pytest.raises(ConfigError, match="bf16"):
         load_encoder(find_model(DEFAULT_MODEL)[0], precision="bf16")
