@@ -1,0 +1,135 @@
+"""The first tier: rows in the memory of this process, decoded, within a budget of bytes for each class of entries."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from lodestream.storage.cache.entry import Entry
+from lodestream.storage.cache.eviction import Eviction
+
+OVERHEAD_BYTES: Final = 1536
+"""What an entry takes besides its bytes: names and sizes in the rules of eviction, and Python's objects."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """An entry as one buffer: a live batch of seventeen columns takes 8 KiB more, and this opens in 10 us."""
+
+    buffer: pa.Buffer
+    source: str
+    num_tokens: int
+    is_lossy: bool
+    added_at_s: float
+
+
+@dataclass(slots=True)
+class MemoryCounts:
+    """Of one class: look-ups so far, entries dropped for room or age, and what is held."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    entries: int = 0
+    held_bytes: int = 0
+
+
+class MemoryTier:
+    """Entries by key. Safe for many threads.
+
+    Guarantees: the bytes of each class, overhead included, never exceed its budget; an entry older than ``max_age_s``
+    is never given.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        budgets: Mapping[str, int],
+        *,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make it empty.
+
+        Args:
+            schema: of the rows.
+            budgets: bytes by class; a class of 0 bytes, or one that is not named, holds nothing.
+            max_age_s: seconds after which an entry is dropped.
+            clock: seconds, only ever forward.
+        """
+        self._classes = {name: _Class(schema, budget, max_age_s, clock) for name, budget in budgets.items() if budget}
+
+    def get(self, kind: str, key: bytes) -> Entry | None:
+        """Return the entry of a class; None where it is not held."""
+        held = self._classes.get(kind)
+        return held.get(key) if held is not None else None
+
+    def put(self, kind: str, key: bytes, entry: Entry) -> None:
+        """Hold an entry if it is worth others' place. One that is held already stays as it is."""
+        held = self._classes.get(kind)
+        if held is not None:
+            held.put(key, entry)
+
+    def count(self) -> dict[str, MemoryCounts]:
+        """Return the counts of each class."""
+        return {name: held.count() for name, held in self._classes.items()}
+
+
+class _Class:
+    def __init__(self, schema: pa.Schema, budget: int, max_age_s: float, clock: Callable[[], float]) -> None:
+        self._schema = schema
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[bytes, _Held] = {}
+        self._eviction = Eviction(budget)
+        self._counts = MemoryCounts()
+
+    def get(self, key: bytes) -> Entry | None:
+        with self._lock:
+            held = self._entries.get(key)
+            if held is not None and self._clock() - held.added_at_s > self._max_age_s:
+                self._eviction.remove(key)
+                del self._entries[key]
+                self._counts.evictions += 1
+                held = None
+            if held is None:
+                self._counts.misses += 1
+                return None
+            self._counts.hits += 1
+            self._eviction.use(key)
+        rows = pa.ipc.read_record_batch(held.buffer, self._schema)
+        return Entry(rows=rows, source=held.source, num_tokens=held.num_tokens, is_lossy=held.is_lossy)
+
+    def put(self, key: bytes, entry: Entry) -> None:
+        buffer = entry.rows.serialize()
+        size_bytes = buffer.size + len(entry.source) + OVERHEAD_BYTES
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = _Held(
+                buffer=buffer,
+                source=entry.source,
+                num_tokens=entry.num_tokens,
+                is_lossy=entry.is_lossy,
+                added_at_s=self._clock(),
+            )
+            for dropped in self._eviction.admit(key, size_bytes):
+                del self._entries[dropped]
+                self._counts.evictions += 1
+
+    def count(self) -> MemoryCounts:
+        with self._lock:
+            counts = self._counts
+            return MemoryCounts(
+                hits=counts.hits,
+                misses=counts.misses,
+                evictions=counts.evictions,
+                entries=len(self._entries),
+                held_bytes=self._eviction.held_bytes,
+            )
