@@ -14,6 +14,7 @@ from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
+from lodestream.storage.version import name_folder
 
 _APART: Final = ("recent", "failure")
 
@@ -152,7 +153,9 @@ def _describe_lease(lease: LeaseRecord | None) -> dict[str, Any] | None:
 
 def _find_gone(location: Location, pointer: PointerRecord) -> list[str]:
     """Tables that the pointer names and whose folder is not there; of an object store nothing is asked."""
-    return [n for n in pointer.tables if location.is_local and not (location.path / f"{n}.lance").is_dir()]
+    return [
+        n for n in pointer.tables if location.is_local and not (location.path / name_folder(n, pointer.slot)).is_dir()
+    ]
 
 
 def _judge_gone(tables: Sequence[str]) -> tuple[Health, str]:

@@ -12,13 +12,14 @@ from lodestream.storage.table import Table
 
 
 def remove_unread(
-    tables: Mapping[str, Table], register: CasRegister, *, epoch: int, max_unread: int, min_age: timedelta
+    tables: Mapping[str, Table], register: CasRegister, *, slot: str, epoch: int, max_unread: int, min_age: timedelta
 ) -> None:
     """Remove versions that are not named by the pointer, and followed too long ago to be open still.
 
     Args:
         tables: the tables as they were just published.
         register: holds the pointer.
+        slot: of the feature version whose tables they are.
         epoch: of the writer; nothing is removed once the pointer has another one.
         max_unread: so many versions of a table may stay.
         min_age: versions that were the newest ones until less than so long ago stay in any case.
@@ -33,7 +34,7 @@ def remove_unread(
     horizon = datetime.now(UTC) - min_age
     for name, table in tables.items():
         old = _list_followed(listed[name], horizon) if min_age else listed[name].keys()
-        unread = old - pointer.named_versions(name) - {table.version}
+        unread = old - pointer.named_versions(name, slot) - {table.version}
         if len(unread) > max_unread:
             table.remove_versions(unread)
 

@@ -26,6 +26,7 @@ class Finding:
     ``place``     the table, or the file in the store
     ``doc_ids``   the documents concerned
     ``is_note``   nothing is wrong with what readers see
+    ``version``   the feature version concerned, where it is not the one that is served
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Finding:
     mend: Mend
     doc_ids: tuple[str, ...] = ()
     is_note: bool = False
+    version: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as JSON values."""

@@ -116,6 +116,19 @@ class Location:
         """
         yield from self._walk() if self.is_local else self._list_remote()
 
+    def list_folders(self) -> list[str]:
+        """Return the names of the folders in it.
+
+        Raises:
+            obstore.exceptions.BaseError, OSError: it cannot be listed.
+        """
+        if self.is_local:
+            return sorted(entry.name for entry in os.scandir(self.uri) if entry.is_dir())
+        import obstore
+
+        found = obstore.list_with_delimiter(self.open_objects())["common_prefixes"]
+        return sorted(str(prefix).rstrip("/").rpartition("/")[2] for prefix in found)
+
     def delete_objects(self, names: Iterable[str]) -> None:
         """Remove files by their names relative to this place; one that is gone is no error."""
         if self.is_local:

@@ -20,6 +20,7 @@ from lodestream.storage.snapshot import PointerRecord, Retention
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction
+from lodestream.storage.version_upkeep import has_dropped, tend_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,18 @@ class UpkeepOptions:
             has_holes and clutter.deleted_share > self.max_deleted_share
         )
 
+    def merge(self, table: Table) -> Table:
+        """Merge the files of a table where that is due."""
+        if not self.is_due(measure_clutter(table)):
+            return table
+        return compact(table, max_deleted_share=self.max_deleted_share)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upkeep:
     """What upkeep did.
 
-    ``compacted``    tables whose files were merged
+    ``compacted``    tables whose files were merged; those of a version beside the served one by their folder
     ``sequence``     the snapshot that is published now
     ``dropped``      snapshots that can no longer be opened
     ``num_swept``    files of killed runs that were removed
@@ -90,7 +97,9 @@ def keep_up(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id
         LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     pointer = store.pointer()
-    if not pointer.sequence or pointer.staged is not None or not list_due(store, options):
+    if not pointer.sequence or pointer.staged is not None:
+        return None
+    if not has_dropped(pointer) and not list_due(store, options):
         return None
     return tend(store, options, lease=lease, run_id=run_id)
 
@@ -116,20 +125,20 @@ def tend(store: FeatureStore, options: UpkeepOptions, *, lease: Lease, run_id: s
     due: tuple[str, ...] = ()
     if pointer.sequence and pointer.staged is None:
         due = list_due(store, options)
-
-        def merge_due(name: str, table: Table) -> Table:
-            return compact(table, max_deleted_share=options.max_deleted_share) if name in due else table
-
-        begin_upkeep(store, pointer, run_id, lease, options.retention).publish_rewritten(merge_due)
+        transaction = begin_upkeep(store, pointer, run_id, lease, options.retention)
+        transaction.publish_rewritten(lambda name, table: options.merge(table) if name in due else table)
     num_swept = sum(len(sweep_debris(table, min_age=options.sweep_after)) for table in store.open_tables().values())
+    merged, num_swept_beside = tend_versions(
+        store, options.merge, sweep_after=options.sweep_after, lease=lease, run_id=run_id
+    )
     num_files, bytes_after = measure_store(store)
     after = store.pointer()
     kept = {record.sequence for record in after.history}
     return Upkeep(
-        compacted=due,
+        compacted=(*due, *merged),
         sequence=after.sequence,
         dropped=tuple(record.sequence for record in pointer.history if record.sequence not in kept),
-        num_swept=num_swept,
+        num_swept=num_swept + num_swept_beside,
         num_files_before=num_files_before,
         num_files=num_files,
         bytes_before=bytes_before,
@@ -159,6 +168,7 @@ def begin_upkeep(
 
 
 def measure_store(store: FeatureStore) -> tuple[int, int]:
-    """Return the number of files of a store's tables, and their bytes."""
-    files = [item for name in TABLES for item in locate_table(store.location, name).list_objects()]
+    """Return the number of files of a store's tables, those of all its feature versions, and their bytes."""
+    places = {locate_table(store.location, name, slot) for name in TABLES for slot in store.pointer().named_slots()}
+    files = [item for place in places for item in place.list_objects()]
     return len(files), total_bytes(files)

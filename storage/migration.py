@@ -97,11 +97,11 @@ def _migrate(location: Location, lease: Lease) -> Migration:
 
 
 def _open_published(location: Location, pointer: PointerRecord) -> Table:
-    return Table.open(locate_table(location, "documents"), DOCUMENTS_SCHEMA, version=pointer.tables["documents"])
+    return Table.open(locate_table(location, "documents", ""), DOCUMENTS_SCHEMA, version=pointer.tables["documents"])
 
 
 def _make_states(location: Location, documents: Table, *, run_id: str) -> Table:
-    place = locate_table(location, "source_state")
+    place = locate_table(location, "source_state", "")
     # A migration that was killed before it swung the pointer left its rows: they are rolled over.
     is_there = not place.child("_versions").is_empty()
     empty = Table.open(place, SOURCE_STATE_SCHEMA, version=1) if is_there else Table.create(place, SOURCE_STATE_SCHEMA)
@@ -138,6 +138,7 @@ def _follow(pointer: PointerRecord, tables: dict[str, int], lease: Lease) -> Poi
         recipe=pointer.recipe,
         run_id=pointer.run_id,
         published_at=datetime.now(UTC),
+        dim=pointer.dim,
         checkpoint=pointer.checkpoint,
     )
     # The epoch goes up with it: a run of the older lodestream that is still under way is fenced off.

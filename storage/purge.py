@@ -8,22 +8,23 @@ the rows. What went into a backup or an export stays there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lodestream.errors import NotFoundError, StoreError, StoreNotFound
+from lodestream.errors import NotFoundError, StoreNotFound
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.compaction import compact, rebuild_indexes
-from lodestream.storage.debris import sweep_debris
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import begin_upkeep, measure_store
 from lodestream.storage.reader import open_tables
+from lodestream.storage.snapshot import SnapshotRecord
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
+from lodestream.storage.version_upkeep import clear_table, purge_versions
+from lodestream.storage.version_writer import describe_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +73,13 @@ def plan_purge(store: FeatureStore, doc_ids: Sequence[str]) -> PurgePlan:
     found: set[str] = set()
     held_by: list[int] = []
     for record in pointer.history:
-        held = _find_held(store, record.tables, wanted)
+        held = _find_held(store, record, wanted)
         found |= held
         held_by += [record.sequence] if held else []
     if pointer.staged is not None:
-        found |= _find_held(store, pointer.staged.tables, wanted)
+        found |= _find_held(store, replace(pointer.history[-1], tables=pointer.staged.tables), wanted)
+    for kept in pointer.versions:
+        found |= _find_held(store, describe_kept(pointer, kept), wanted)
     missing = sorted(set(doc_ids) - found)
     if missing:
         raise NotFoundError(
@@ -102,6 +105,8 @@ def purge_documents(store: FeatureStore, plan: PurgePlan, *, lease: Lease, run_i
         LeaseLost, FencedError, CommitConflict: another writer took over; what is published stays as it was.
     """
     _, bytes_before = measure_store(store)
+    # First, so that a purge which is killed still finds the documents when it is asked for again.
+    purge_versions(store, plan.doc_ids, lease=lease, run_id=run_id)
     pointer = store.pointer()
     if pointer.staged is not None:
         begin_upkeep(store, pointer, run_id, lease).abandon()
@@ -114,13 +119,7 @@ def purge_documents(store: FeatureStore, plan: PurgePlan, *, lease: Lease, run_i
     )
     snapshot = transaction.publish_rewritten(_rewrite_fully, forget_earlier=True)
     for table in store.open_tables().values():
-        # The lease is held and every older epoch is fenced off: nobody can still publish what these files hold.
-        sweep_debris(table, min_age=timedelta(0))
-        if left := set(table.list_versions()) - {table.version}:
-            raise StoreError(
-                f"the documents are deleted, but versions {sorted(left)} of {table.location} could not be removed",
-                "look at the rights on the store's files, and run lodestream gc in an hour",
-            )
+        clear_table(table)
     _, bytes_after = measure_store(store)
     return Purge(plan=plan, sequence=snapshot.sequence, bytes_before=bytes_before, bytes_after=bytes_after)
 
@@ -129,8 +128,8 @@ def _rewrite_fully(name: str, table: Table) -> Table:
     return rebuild_indexes(compact(table))
 
 
-def _find_held(store: FeatureStore, versions: dict[str, int], wanted: pa.Array) -> set[str]:
-    held: set[str] = set()
-    for table in open_tables(store.location, store.dim, versions).values():
-        held |= set(table.read(["doc_id"], where=pc.field("doc_id").isin(wanted))["doc_id"].to_pylist())
-    return held
+def _find_held(store: FeatureStore, held: SnapshotRecord, wanted: pa.Array) -> set[str]:
+    found: set[str] = set()
+    for table in open_tables(store.location, held.dim, held.tables, slot=held.slot).values():
+        found |= set(table.read(["doc_id"], where=pc.field("doc_id").isin(wanted))["doc_id"].to_pylist())
+    return found

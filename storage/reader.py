@@ -15,6 +15,7 @@ from lodestream.schema import FINGERPRINT_BYTES, GRANULARITIES, TABLES
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import SnapshotRecord
 from lodestream.storage.table import Table
+from lodestream.storage.version import name_folder
 
 SEGMENT_COLUMNS: Final = (
     "doc_id",
@@ -53,9 +54,7 @@ class Snapshot:
     transaction's working state (``published_at`` is None) at least until that transaction ends.
     """
 
-    def __init__(
-        self, location: Location, dim: int, record: SnapshotRecord, tables: Mapping[str, Table] | None = None
-    ) -> None:
+    def __init__(self, location: Location, record: SnapshotRecord, tables: Mapping[str, Table] | None = None) -> None:
         """Name the tables that ``record`` names, or take ``tables``, which are those. A table is opened on first use.
 
         Raises:
@@ -63,12 +62,15 @@ class Snapshot:
         """
         self._location = location
         self._record = record
-        self.dim = dim
-        self._tables = dict(tables) if tables is not None else defer_tables(location, dim, record.tables)
+        self.dim = record.dim
+        """Width of the vectors."""
+        self._tables = (
+            dict(tables) if tables is not None else defer_tables(location, record.dim, record.tables, slot=record.slot)
+        )
         self._features, self._documents = self._tables["features"], self._tables["documents"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._location, self.dim, self._record)
+        return type(self), (self._location, self._record)
 
     @property
     def sequence(self) -> int:
@@ -79,6 +81,16 @@ class Snapshot:
     def feature_version(self) -> str:
         """The feature version that its last run wrote."""
         return self._record.feature_version
+
+    @property
+    def version(self) -> str:
+        """The name of its feature version."""
+        return self._record.version
+
+    @property
+    def model(self) -> str:
+        """Where the model of its features was found; "" where that was not noted."""
+        return self._record.model
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -192,28 +204,28 @@ class Snapshot:
         return self._documents.count()
 
 
-def open_tables(location: Location, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
-    """Open the tables of a store at the given versions.
+def open_tables(location: Location, dim: int, versions: Mapping[str, int], *, slot: str) -> dict[str, Table]:
+    """Open the tables of a store at the given versions, those of the feature version in ``slot``.
 
     Raises:
         StoreCorrupt: one of them is gone.
     """
     _require_names(versions)
     return {
-        name: Table.open(locate_table(location, name), kind.make_schema(dim), version=versions[name])
+        name: Table.open(locate_table(location, name, slot), kind.make_schema(dim), version=versions[name])
         for name, kind in TABLES.items()
     }
 
 
-def defer_tables(location: Location, dim: int, versions: Mapping[str, int]) -> dict[str, Table]:
-    """Name the tables of a store at the given versions; each is opened on first use (see Table.defer).
+def defer_tables(location: Location, dim: int, versions: Mapping[str, int], *, slot: str) -> dict[str, Table]:
+    """Name the tables that ``open_tables`` would open; each is opened on first use (see Table.defer).
 
     Raises:
         StoreCorrupt: one of them is gone.
     """
     _require_names(versions)
     return {
-        name: Table.defer(locate_table(location, name), kind.make_schema(dim), version=versions[name])
+        name: Table.defer(locate_table(location, name, slot), kind.make_schema(dim), version=versions[name])
         for name, kind in TABLES.items()
     }
 
@@ -223,9 +235,9 @@ def _require_names(versions: Mapping[str, int]) -> None:
         raise StoreError(f"the store names the tables {sorted(versions)}", "pip install --upgrade lodestream")
 
 
-def locate_table(location: Location, name: str) -> Location:
-    """Return where a table of the store at ``location`` is."""
-    return location.child(f"{name}.lance")
+def locate_table(location: Location, name: str, slot: str) -> Location:
+    """Return where a table of the store at ``location`` is, that of the feature version in ``slot``."""
+    return location.child(name_folder(name, slot))
 
 
 def _split(values: Sequence[Any] | None) -> list[Any]:

@@ -26,8 +26,10 @@ from lodestream.storage.maintenance import begin_upkeep
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction
-from lodestream.storage.verify import BACKUP, check_content, verify_store
+from lodestream.storage.verify import BACKUP, verify_store
+from lodestream.storage.verify_content import check_content
 from lodestream.storage.verify_files import list_broken_parts
+from lodestream.storage.version_upkeep import repair_versions
 
 _SEALED_AT_ONCE: Final = 256
 
@@ -45,6 +47,8 @@ class Repair:
     ``lost_run``       the unfinished run whose staged work was given up
     ``left``           what could not be mended
     ``sequence``       the snapshot that is published now
+    ``versions``       feature versions beside the served one that lost what was damaged; it is computed again when they
+                       are brought level
     """
 
     to_compute: tuple[str, ...]
@@ -56,6 +60,7 @@ class Repair:
     lost_run: str | None
     left: tuple[Finding, ...]
     sequence: int
+    versions: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The values as JSON."""
@@ -76,10 +81,11 @@ def repair_store(
     if pointer.staged is not None:
         begin_upkeep(store, pointer, run_id, lease).abandon()
     transaction = begin_upkeep(store, store.pointer(), run_id, lease)
-    transaction.rewrite(lambda name, table: _drop_broken(name, table, found))
-    wants_indexes = any(finding.mend in ("rebuild indexes", "drop file") for finding in found.findings)
+    own = tuple(finding for finding in found.findings if finding.version is None)
+    transaction.rewrite(lambda _, table: _drop_broken(table, own))
+    wants_indexes = any(finding.mend in ("rebuild indexes", "drop file") for finding in own)
     if wants_indexes:
-        transaction.rewrite(lambda name, table: rebuild_indexes(table))
+        transaction.rewrite(lambda _, table: rebuild_indexes(table))
     # Looked at again: what was in a file that is left out is missing only now.
     mended = check_content(_tables_of(transaction), deep=found.is_deep)
     to_compute = _name_documents(mended, "recompute")
@@ -93,8 +99,9 @@ def repair_store(
     unsealed = sorted(_name_documents(mended, "seal") - to_compute)
     _seal(transaction, unsealed)
     # Where rows are gone, a cursor would pass over them: everything is listed again, to find what has no trace left.
-    is_short = bool(to_compute | dropped) or any(finding.mend == "drop file" for finding in found.findings)
+    is_short = bool(to_compute | dropped) or any(finding.mend == "drop file" for finding in own)
     snapshot = transaction.publish_rewritten(lambda name, table: table, checkpoint={} if is_short else None)
+    versions = repair_versions(store, found.findings, deep=found.is_deep, lease=lease, run_id=run_id)
     num_swept = sum(len(sweep_debris(table, min_age=sweep_after)) for table in store.open_tables().values())
     after = verify_store(store.location, deep=found.is_deep, sweep_after=sweep_after)
     return Repair(
@@ -107,6 +114,7 @@ def repair_store(
         lost_run=pointer.staged.run_id if pointer.staged else None,
         left=after.drift,
         sequence=snapshot.sequence,
+        versions=tuple(versions),
     )
 
 
@@ -120,8 +128,8 @@ def require_opened(found: Verification) -> None:
         raise StoreCorrupt("; ".join(finding.what for finding in found.drift), BACKUP)
 
 
-def _drop_broken(name: str, table: Table, found: Verification) -> Table:
-    broken = list_broken_parts(name, table, found.findings)
+def _drop_broken(table: Table, findings: tuple[Finding, ...]) -> Table:
+    broken = list_broken_parts(table, findings)
     return table.drop_fragments(broken) if broken else table
 
 

@@ -14,10 +14,13 @@ from typing import Any, Final
 from lodestream.errors import NotFoundError, StoreCorrupt, StoreNotFound, StoreSchemaMismatch
 from lodestream.storage.coordination import open_pointer, require_no_marker
 from lodestream.storage.location import Location, Place
+from lodestream.storage.pointer_format import pack, unpack
 from lodestream.storage.registers.protocol import CasRegister, Record, Version, make_nonce
+from lodestream.storage.version import FIRST_VERSION, VERSIONED_TABLES, DroppedSlot, KeptVersion
 
-RECORD_FORMAT: Final = 1
-"""Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION."""
+RECORD_FORMAT: Final = 2
+"""Version of the pointer record itself; the tables have lodestream.schema.SCHEMA_VERSION. Format 1, of stores with one
+feature version, is read as well, and written as this one by the next change."""
 
 MAX_SNAPSHOTS: Final = 1000
 """More snapshots than this are never kept: the pointer, which every publish writes anew, lists them all."""
@@ -31,7 +34,7 @@ class SnapshotRecord:
     """One published state of the store.
 
     ``tables`` names the version of each table, ``recipe`` describes the feature version (model, precision, ...).
-    ``checkpoint`` is what was published with it.
+    ``checkpoint`` is what was published with it. ``version, slot, dim, model`` are those of ``KeptVersion``.
     The working state of a transaction has the sequence it started from and no ``published_at``.
     """
 
@@ -41,7 +44,11 @@ class SnapshotRecord:
     recipe: dict[str, Any]
     run_id: str
     published_at: datetime | None
+    dim: int
     checkpoint: dict[str, Any] = field(default_factory=dict)
+    version: str = FIRST_VERSION
+    slot: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,7 @@ class PointerRecord:
     ``epoch, writer``  of the lease under which was written last; a writer with a smaller epoch is fenced off, and so is
                      one with the same epoch and another token
     ``nonce, previous``  random, and that of the record before
-    ``dim``          width of the vectors
+    ``version, slot, dim, model``  of the feature version that is served, as in ``KeptVersion``
     ``tables``       published version of each table
     ``staged``       work of a run that has not published yet, or None
     ``checkpoint``   source -> cursor, committed together with the data
@@ -95,6 +102,9 @@ class PointerRecord:
     ``run``          summary of that run
     ``retention``    which published snapshots are kept
     ``history``      the published snapshots that can still be opened, oldest first, the current one last
+    ``versions``     the feature versions beside the one that is served
+    ``former``       the one of them that a rollback serves again; "" where there is none
+    ``dropped``      tables of versions that were dropped, and are not removed yet
     """
 
     sequence: int
@@ -115,6 +125,12 @@ class PointerRecord:
     run: dict[str, Any] = field(default_factory=dict)
     retention: Retention = Retention()
     history: tuple[SnapshotRecord, ...] = ()
+    version: str = FIRST_VERSION
+    slot: str = ""
+    model: str = ""
+    versions: tuple[KeptVersion, ...] = ()
+    former: str = ""
+    dropped: tuple[DroppedSlot, ...] = ()
 
     def follow(self, **changes: Any) -> PointerRecord:
         """Return the record that comes after this one: ``changes`` applied, a fresh nonce, this nonce as previous."""
@@ -148,17 +164,77 @@ class PointerRecord:
         first, last = self.history[0].sequence, self.history[-1].sequence
         return f"the store keeps the snapshots {first} to {last}"
 
-    def named_versions(self, table: str) -> set[int]:
-        """Return the versions of a table that must be kept: published ones, and those of an unfinished run."""
-        records = [self.tables, *(record.tables for record in self.history)]
+    def find_version(self, name: str) -> KeptVersion:
+        """Return the version of this name beside the one that is served.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for kept in self.versions:
+            if kept.name == name:
+                return kept
+        names = ", ".join([self.version, *(kept.name for kept in self.versions)])
+        raise NotFoundError(f"there is no feature version {name!r} beside {self.version}", f"the store has: {names}")
+
+    def serve(self, record: SnapshotRecord, now: datetime) -> dict[str, Any]:
+        """Return what changes when ``record`` becomes the published snapshot; staged work is given up by it.
+
+        The feature version that was served is kept beside the other, where it is another one.
+        """
+        changes: dict[str, Any] = {
+            name: getattr(record, name)
+            for name in ("sequence", "tables", "feature_version", "recipe", "run_id", "dim", "version", "slot", "model")
+        }
+        if record.slot != self.slot:
+            others = tuple(kept for kept in self.versions if kept.slot != record.slot)
+            changes |= {"versions": (*others, self.keep_served(now)), "former": self.version}
+        return changes | {"published_at": now, "staged": None}
+
+    def keep_served(self, now: datetime) -> KeptVersion:
+        """Return the version that is served as one that is kept beside another."""
+        return KeptVersion(
+            name=self.version,
+            slot=self.slot,
+            dim=self.dim,
+            tables={name: self.tables[name] for name in VERSIONED_TABLES},
+            feature_version=self.feature_version,
+            recipe=self.recipe,
+            created_at=self._first_served() or now,
+            model=self.model,
+            level=self.sequence,
+            served_until=now,
+        )
+
+    def _first_served(self) -> datetime | None:
+        times = (record.published_at for record in self.history if record.slot == self.slot)
+        return next(times, None)
+
+    def named_versions(self, table: str, slot: str) -> set[int]:
+        """Return the versions of a table that must be kept: published ones, those of an unfinished run, and those of
+        feature versions beside the one that is served.
+
+        Args:
+            table: its name.
+            slot: of the feature version whose table it is.
+        """
+        records = [(self.slot, self.tables), *((record.slot, record.tables) for record in self.history)]
+        records += [(kept.slot, kept.tables) for kept in self.versions]
         if self.staged is not None:
-            records.append(self.staged.tables)
-        return {tables[table] for tables in records if table in tables}
+            records.append((self.slot, self.staged.tables))
+        return {
+            tables[table]
+            for owner, tables in records
+            if table in tables and (owner == slot or table not in VERSIONED_TABLES)
+        }
+
+    def named_slots(self) -> set[str]:
+        """Return the slots whose tables are not to be taken for leavings, those of dropped versions among them."""
+        return {self.slot, *(kept.slot for kept in self.versions), *(item.slot for item in self.dropped)}
 
     def to_json(self) -> Record:
         """Return the record as JSON values; times as ISO 8601 in UTC."""
         values: Record = _encode(asdict(self))
-        return {"format": RECORD_FORMAT, **values}
+        return {"format": RECORD_FORMAT, **pack(values)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PointerRecord:
@@ -168,27 +244,39 @@ class PointerRecord:
             StoreSchemaMismatch: a later version of lodestream wrote it.
             StoreCorrupt: a field is missing or of another type.
         """
-        if values.get("format") != RECORD_FORMAT:
+        if values.get("format") not in (1, RECORD_FORMAT):
             raise StoreSchemaMismatch(
                 f"the store's pointer has format {values.get('format')}, this lodestream reads format {RECORD_FORMAT}",
                 "pip install --upgrade lodestream",
             )
         try:
-            known = {item.name for item in fields(cls)}
-            given = {name: value for name, value in values.items() if name in known}
-            staged = given["staged"]
-            return cls(
-                **_parse_times(given, "published_at", "checked_at")
-                | {
-                    "staged": None if staged is None else StagedWork(**_parse_times(staged, "staged_at")),
-                    "retention": Retention(**given.get("retention", {})),
-                    "history": tuple(SnapshotRecord(**_parse_times(item, "published_at")) for item in given["history"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return cls._parse(_read_first_format(values) if values["format"] == 1 else unpack(values))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreCorrupt(
                 f"the store's pointer cannot be read: {error!r}", "restore the store's folder `pointer` from a backup"
             ) from error
+
+    @classmethod
+    def _parse(cls, values: Mapping[str, Any]) -> PointerRecord:
+        known = {item.name for item in fields(cls)}
+        given = {name: value for name, value in values.items() if name in known}
+        staged = given["staged"]
+        parsed = {
+            "staged": None if staged is None else StagedWork(**_parse_times(staged, "staged_at")),
+            "retention": Retention(**given.get("retention", {})),
+            "history": tuple(SnapshotRecord(**_parse_times(item, "published_at")) for item in given["history"]),
+            "versions": tuple(
+                KeptVersion(**_parse_times(item, "created_at", "served_until")) for item in given["versions"]
+            ),
+            "dropped": tuple(DroppedSlot(**_parse_times(item, "dropped_at")) for item in given["dropped"]),
+        }
+        return cls(**_parse_times(given, "published_at", "checked_at") | parsed)
+
+
+def _read_first_format(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of format 1, which knew a single feature version, as one of this format, unpacked."""
+    history = [{**record, "dim": values["dim"]} for record in values["history"]]
+    return {**values, "history": history, "versions": [], "dropped": []}
 
 
 def read_pointer(place: Place) -> tuple[PointerRecord, Version]:

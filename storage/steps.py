@@ -24,9 +24,18 @@ STEPS: Final = (
     "register.written",
     "register.linked",
 )
-"""All points, in the order in which a write that restores, merges and compacts passes them; the two of the register
-come within every change of the pointer."""
+"""All points of a run, in the order in which a write that restores, merges and compacts passes them; the two of the
+register come within every change of the pointer."""
+
+VERSION_STEPS: Final = (
+    "version.created",
+    "version.added",
+    "version.finished",
+    "version.dropped",
+    "version.removed",
+)
+"""Further points, where a feature version is added, brought level, and dropped."""
 
 
 def reach(step: str) -> None:
-    """Pass the point ``step`` (one of STEPS)."""
+    """Pass the point ``step`` (one of STEPS or VERSION_STEPS)."""

@@ -5,6 +5,8 @@ versions are published.
 <store>/documents.lance     one row per document, with its text
 <store>/source_state.lance  one row per document, with what its source said of it
 <store>/pointer/            the published pointer: numbered records; one object pointer.json in an object store
+
+A further feature version has tables of its own: features-<slot>.lance and documents-<slot>.lance.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ from lodestream.storage.snapshot import (
     read_pointer,
 )
 from lodestream.storage.table import Table
-from lodestream.storage.transaction import RunIdentity, Transaction, require_claim
+from lodestream.storage.transaction import RunIdentity, Transaction
+from lodestream.storage.version_keeper import VersionKeeper
+from lodestream.storage.version_writer import VersionWriter, describe_kept
+from lodestream.storage.writer import require_claim
 
-__all__ = ["FeatureStore", "Snapshot", "Transaction"]
+__all__ = ["FeatureStore", "Snapshot", "Transaction", "VersionWriter"]
 
 
 class FeatureStore:
@@ -95,20 +100,30 @@ class FeatureStore:
         """Read the published pointer."""
         return read_pointer(self.location)[0]
 
-    def open_snapshot(self, sequence: int | Literal["latest"] = "latest", *, as_of: datetime | None = None) -> Snapshot:
-        """Open a published snapshot.
+    def open_snapshot(
+        self,
+        sequence: int | Literal["latest"] = "latest",
+        *,
+        as_of: datetime | None = None,
+        version: str | None = None,
+    ) -> Snapshot:
+        """Open a published snapshot, or what there is of a feature version beside the one that is served.
 
         Args:
             sequence: its number.
             as_of: a moment (with a time zone); opens the snapshot that was the latest one then. Only with "latest".
+            version: a feature version, whose documents may lie behind those of the one that is served. Only with
+                "latest".
 
         Raises:
             StoreNotFound: nothing is published yet.
-            NotFoundError: this sequence is not published, or no longer kept.
+            NotFoundError: this sequence is not published, or no longer kept; there is no such version.
         """
         pointer = self.pointer()
         if not pointer.history:
             raise StoreNotFound(f"nothing is published at {self.location} yet", "lodestream run")
+        if version is not None and version != pointer.version:
+            return Snapshot(self.location, describe_kept(pointer, pointer.find_version(version)))
         if sequence != "latest":
             if as_of is not None:
                 raise ValueError("a snapshot is named by its number or by a moment, not by both")
@@ -117,12 +132,12 @@ class FeatureStore:
             raise ValueError("a moment needs a time zone")
         else:
             record = pointer.history[-1] if as_of is None else pointer.find_latest(as_of)
-        return Snapshot(self.location, pointer.dim, record)
+        return Snapshot(self.location, record)
 
     def open_tables(self) -> dict[str, Table]:
         """Open the tables at the versions that are published; those of a store without a snapshot are empty."""
         pointer = self.pointer()
-        return open_tables(self.location, pointer.dim, pointer.tables)
+        return open_tables(self.location, pointer.dim, pointer.tables, slot=pointer.slot)
 
     def open_lease(
         self, purpose: str, *, ttl_s: float = DEFAULT_TTL_S, show_wait: Callable[[str], None] = lambda _: None
@@ -169,6 +184,7 @@ class FeatureStore:
         feature_version: str,
         recipe: dict[str, Any],
         retention: Retention | None = None,
+        model: str | None = None,
     ) -> Transaction:
         """Begin to write. Continues from the chunks that a killed run of the same feature version had staged.
 
@@ -179,6 +195,7 @@ class FeatureStore:
             feature_version: staged work of another feature version is dropped.
             recipe: what the feature version is made of, JSON values.
             retention: which snapshots are kept from now on; None leaves that as it is.
+            model: where the model was found; None leaves that as it is.
 
         Raises:
             CommitConflict: another writer began at this moment.
@@ -186,10 +203,30 @@ class FeatureStore:
             FencedError: a writer with a newer epoch has begun.
         """
         found = read_pointer(self.location)
-        identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe)
+        identity = RunIdentity(run_id=run_id, kind=kind, feature_version=feature_version, recipe=recipe, model=model)
         return Transaction(
             self.location, open_register(self.location), found, identity, lease=lease, retention=retention
         )
+
+    def begin_version(self, name: str, *, lease: Lease, run_id: str) -> VersionWriter:
+        """Begin to write a feature version beside the one that is served; goes on from what it has.
+
+        Args:
+            name: the version.
+            lease: the store's lease, held.
+            run_id: name of the run.
+
+        Raises:
+            NotFoundError: there is no such version.
+            StoreCorrupt: its tables cannot be opened.
+            CommitConflict, LeaseLost, FencedError: as for begin.
+        """
+        found = read_pointer(self.location)
+        return VersionWriter(self.location, open_register(self.location), found, name, lease=lease, run_id=run_id)
+
+    def open_keeper(self, lease: Lease) -> VersionKeeper:
+        """Begin to add or drop feature versions. Raises what ``begin`` raises."""
+        return VersionKeeper(self.location, lease=lease)
 
 
 def _create(location: Location, dim: int) -> None:
@@ -197,7 +234,7 @@ def _create(location: Location, dim: int) -> None:
         make_folder(location.path)
     try:
         tables = {
-            name: Table.create(locate_table(location, name), kind.make_schema(dim)) for name, kind in TABLES.items()
+            name: Table.create(locate_table(location, name, ""), kind.make_schema(dim)) for name, kind in TABLES.items()
         }
     except StoreCorrupt:
         if open_register(location, create=True).read() is None:

@@ -129,6 +129,11 @@ class Table:
         return self.location.path
 
     @property
+    def folder(self) -> str:
+        """The name of the table's folder in the store."""
+        return self.location.uri.rpartition("/")[2]
+
+    @property
     def head_version(self) -> int:
         """The newest version on the disk, whoever made it."""
         with explain_errors(self.location):

@@ -5,29 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from lodestream.errors import StoreCorrupt, StoreError
 from lodestream.schema import TABLES
 from lodestream.storage.findings import Finding, Verification
 from lodestream.storage.location import Location, Place
-from lodestream.storage.reader import open_tables
+from lodestream.storage.reader import locate_table, open_tables
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.table import Table
-from lodestream.storage.verify_files import check_debris, check_table_files, find_unreadable, is_read_failure, say_why
-from lodestream.storage.verify_rows import check_indexes, check_rows
-
-if TYPE_CHECKING:
-    from lance import LanceFragment
+from lodestream.storage.verify_content import check_content
+from lodestream.storage.verify_files import check_debris, is_read_failure, say_why
+from lodestream.storage.version import name_folder
+from lodestream.storage.version_upkeep import check_versions
 
 BACKUP = "restore the store from a backup, or move it away and run: lodestream run"
 
 
 def verify_store(place: Place, *, deep: bool, sweep_after: timedelta) -> Verification:
-    """Look at the published snapshot of a store. Changes nothing, and may be called beside a run.
+    """Look at the published snapshot of a store, and at the feature versions beside it. Changes nothing, and may be
+    called beside a run.
 
     Args:
         place: the store.
@@ -51,8 +50,9 @@ def verify_store(place: Place, *, deep: bool, sweep_after: timedelta) -> Verific
     if failures:
         return Verification(sequence=0, is_deep=deep, num_rows={}, num_files=0, findings=tuple(findings))
     findings += check_content(tables, deep=deep)
-    for name, table in tables.items():
-        findings += check_debris(name, table, sweep_after=sweep_after)
+    for table in tables.values():
+        findings += check_debris(table, sweep_after=sweep_after)
+    findings += check_versions(store, pointer, deep=deep, sweep_after=sweep_after)
     return Verification(
         sequence=pointer.sequence,
         is_deep=deep,
@@ -62,26 +62,9 @@ def verify_store(place: Place, *, deep: bool, sweep_after: timedelta) -> Verific
     )
 
 
-def check_content(tables: dict[str, Table], *, deep: bool) -> list[Finding]:
-    """Return what is wrong with the files and rows of some tables that belong together."""
-    findings: list[Finding] = []
-    sound: dict[str, Sequence[LanceFragment]] = {}
-    for name, table in tables.items():
-        findings += check_table_files(name, table)
-        broken = {finding.place for finding in findings}
-        torn, sound[name] = find_unreadable(name, table, broken=broken, deep=deep)
-        findings += torn
-    findings += check_rows(tables, sound, deep=deep)
-    broken_tables = {finding.place.partition(".lance")[0] for finding in findings if finding.mend == "drop file"}
-    if deep:
-        for name in tables.keys() - broken_tables:
-            findings += check_indexes(name, tables[name])
-    return findings
-
-
 def _open_published(location: Location, pointer: PointerRecord) -> tuple[dict[str, Table], list[Finding]]:
     try:
-        return open_tables(location, pointer.dim, pointer.tables), []
+        return open_tables(location, pointer.dim, pointer.tables, slot=pointer.slot), []
     except BaseException as error:
         if not is_read_failure(error):
             raise
@@ -92,13 +75,14 @@ def _open_published(location: Location, pointer: PointerRecord) -> tuple[dict[st
 def _check_versions(location: Location, pointer: PointerRecord) -> Iterator[Finding]:
     for record in pointer.history[:-1]:
         for name, version in record.tables.items():
+            place = locate_table(location, name, record.slot)
             try:
-                Table.open(location.child(f"{name}.lance"), TABLES[name].make_schema(pointer.dim), version=version)
+                Table.open(place, TABLES[name].make_schema(record.dim), version=version)
             except StoreError as error:
                 yield Finding(
                     kind="old-snapshot-gone",
                     what=f"snapshot {record.sequence} cannot be opened any more: {error.message}",
-                    place=f"{name}.lance",
+                    place=name_folder(name, record.slot),
                     mend="none",
                     is_note=True,
                 )

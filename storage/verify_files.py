@@ -26,41 +26,39 @@ def say_why(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def check_table_files(name: str, table: Table) -> Iterator[Finding]:
+def check_table_files(table: Table) -> Iterator[Finding]:
     """Yield what is wrong with the files that a version names: gone, or not as long as they were written."""
     sizes = {item.name: item.size_bytes for item in table.location.list_objects()}
     wanted = {row["path"]: row["type"] for row in _tracked(table) if row["version"] == table.version}
     lengths = {f"data/{file.path}": file.file_size_bytes for part in table.fragments() for file in part.data_files()}
     for path, kind in sorted(wanted.items()):
-        place = f"{name}.lance/{path}"
+        place = f"{table.folder}/{path}"
         if path not in sizes:
             if kind != "transaction file":
                 yield _file_finding("file-gone", f"{place} is gone", place, kind)
         elif lengths.get(path) not in (None, sizes[path]):
             what = f"{place} has {sizes[path]:,} bytes; {lengths[path]:,} were written"
             yield _file_finding("file-cut", what, place, kind)
-    yield from _check_index_files(name, table, sizes)
+    yield from _check_index_files(table, sizes)
 
 
-def _check_index_files(name: str, table: Table, sizes: Mapping[str, int]) -> Iterator[Finding]:
+def _check_index_files(table: Table, sizes: Mapping[str, int]) -> Iterator[Finding]:
     # Lance lists the files of an index from its folder, so that one that is gone is not among them.
     for index in table.dataset.describe_indices():
         for segment in index.segments:
             folder = f"_indices/{segment.uuid}/"
             size_bytes = sum(size for path, size in sizes.items() if path.startswith(folder))
             if segment.size_bytes not in (None, size_bytes):
-                place = f"{name}.lance/{folder}"
+                place = f"{table.folder}/{folder}"
                 what = f"{place} has {size_bytes:,} bytes; {segment.size_bytes:,} were written"
                 yield _file_finding("file-cut", what, place, "index file")
 
 
-def find_unreadable(
-    name: str, table: Table, *, broken: set[str], deep: bool
-) -> tuple[list[Finding], list[LanceFragment]]:
+def find_unreadable(table: Table, *, broken: set[str], deep: bool) -> tuple[list[Finding], list[LanceFragment]]:
     """Read every file: every column if ``deep``, else all but the vectors.
 
     Args:
-        name, table: the table.
+        table: the table.
         broken: places of files that are known to be broken; they are not read.
         deep: whether to read the vectors as well.
 
@@ -70,8 +68,8 @@ def find_unreadable(
     findings, sound = [], []
     columns = [column for column in table.schema.names if deep or column != "codes"]
     for part in table.fragments():
-        places = [f"{name}.lance/data/{file.path}" for file in part.data_files()]
-        if broken & {*places, *_deletion_places(name, part)}:
+        places = [f"{table.folder}/data/{file.path}" for file in part.data_files()]
+        if broken & {*places, *_deletion_places(table, part)}:
             continue
         try:
             for _ in part.to_batches(columns=columns):
@@ -86,17 +84,18 @@ def find_unreadable(
     return findings, sound
 
 
-def list_broken_parts(name: str, table: Table, findings: tuple[Finding, ...]) -> list[int]:
+def list_broken_parts(table: Table, findings: tuple[Finding, ...]) -> list[int]:
     """Return the numbers of the table's parts whose files are among the findings that want a file dropped."""
     broken = {finding.place for finding in findings if finding.mend == "drop file"}
     return [
         part.fragment_id
         for part in table.fragments()
-        if broken & {*(f"{name}.lance/data/{file.path}" for file in part.data_files()), *_deletion_places(name, part)}
+        if broken
+        & {*(f"{table.folder}/data/{file.path}" for file in part.data_files()), *_deletion_places(table, part)}
     ]
 
 
-def check_debris(name: str, table: Table, *, sweep_after: timedelta) -> Iterator[Finding]:
+def check_debris(table: Table, *, sweep_after: timedelta) -> Iterator[Finding]:
     """Yield what is there of files that no version names: those of a run at work are a note, older ones are not."""
     horizon = datetime.now(UTC) - sweep_after
     debris = find_debris(table)
@@ -108,7 +107,7 @@ def check_debris(name: str, table: Table, *, sweep_after: timedelta) -> Iterator
                 kind="debris",
                 what=f"{len(chosen)} files ({total_bytes(chosen):,} bytes) belong to no version, written {age}: "
                 + list_some([item.name for item in chosen]),
-                place=f"{name}.lance",
+                place=table.folder,
                 mend="sweep",
                 is_note=not is_old,
             )
@@ -120,9 +119,9 @@ def _file_finding(kind: str, what: str, place: str, file_kind: str) -> Finding:
     return Finding(kind=kind, what=what, place=place, mend="none" if file_kind == "manifest" else "drop file")
 
 
-def _deletion_places(name: str, part: LanceFragment) -> list[str]:
+def _deletion_places(table: Table, part: LanceFragment) -> list[str]:
     path = part.deletion_file()
-    return [f"{name}.lance/{path}"] if path else []
+    return [f"{table.folder}/{path}"] if path else []
 
 
 def _tracked(table: Table) -> Iterator[Mapping[str, Any]]:

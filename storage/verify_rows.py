@@ -85,14 +85,17 @@ def check_rows(
     """Yield what is wrong with the rows.
 
     Args:
-        tables: the tables of a snapshot.
+        tables: the tables of a snapshot, or those of a feature version beside it, without ``source_state``.
         sound: the parts of each that can be read.
         deep: whether to compare the checksums.
     """
+    places = {name: table.folder for name, table in tables.items()}
     tally = FeatureTally(with_checksums=deep)
     for batch in _scan(sound["features"], tally.columns or tables["features"].schema.names):
         tally.add(batch)
-    yield from _complain("duplicate-key", "rows whose key comes more than once", "features", tally.find_doubled())
+    yield from _complain(
+        "duplicate-key", "rows whose key comes more than once", places["features"], tally.find_doubled()
+    )
     names = [name for name in tables["documents"].schema.names if name not in ("uri", "title", "content_hash")]
     faults: dict[str, set[str]] = defaultdict(set)
     owners: list[str] = []
@@ -102,12 +105,14 @@ def check_rows(
             for fault in _judge(row, tally, deep=deep):
                 faults[fault].add(row["doc_id"])
     doubled = _find_doubled(pa.table({"doc_id": pa.array(owners, pa.string())}), "doc_id")
-    yield from _complain("duplicate-key", "rows of the same document", "documents", doubled)
+    yield from _complain("duplicate-key", "rows of the same document", places["documents"], doubled)
     for kind, (what, mend) in _FAULTS.items():
-        yield from _complain(kind, what, "documents" if kind == "text-altered" else "features", faults[kind], mend=mend)
+        place = places["documents" if kind == "text-altered" else "features"]
+        yield from _complain(kind, what, place, faults[kind], mend=mend)
     orphans = tally.spans.keys() - set(owners)
-    yield from _complain("orphan-features", "features without a document", "features", orphans, mend="drop")
-    yield from _check_states(sound["source_state"], set(owners))
+    yield from _complain("orphan-features", "features without a document", places["features"], orphans, mend="drop")
+    if "source_state" in tables:
+        yield from _check_states(places["source_state"], sound["source_state"], set(owners))
 
 
 _FAULTS: Final[Mapping[str, tuple[str, Mend]]] = {
@@ -134,7 +139,7 @@ def check_indexes(name: str, table: Table) -> Iterator[Finding]:
             yield Finding(
                 kind="index-wrong",
                 what=f"the index of {name} on {column} is wrong: {why}",
-                place=f"{name}.lance/_indices",
+                place=f"{table.folder}/_indices",
                 mend="rebuild indexes",
             )
 
@@ -194,7 +199,7 @@ def _is_inside(num_chars: int, spans: Mapping[str, _Spans]) -> bool:
     )
 
 
-def _check_states(parts: Sequence[LanceFragment], owners: set[str]) -> Iterator[Finding]:
+def _check_states(place: str, parts: Sequence[LanceFragment], owners: set[str]) -> Iterator[Finding]:
     lost, named = set(), []
     for batch in _scan(parts, ["doc_id", "quarantine_reason"]):
         for doc_id, reason in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -202,9 +207,9 @@ def _check_states(parts: Sequence[LanceFragment], owners: set[str]) -> Iterator[
             if doc_id not in owners and reason is None:
                 lost.add(doc_id)
     # The next run would take their source for unchanged, and never compute them.
-    yield from _complain("orphan-state", "a state of the source, but no document", "source_state", lost)
+    yield from _complain("orphan-state", "a state of the source, but no document", place, lost)
     doubled = _find_doubled(pa.table({"doc_id": pa.array(named, pa.string())}), "doc_id")
-    yield from _complain("duplicate-key", "states of the same document", "source_state", doubled)
+    yield from _complain("duplicate-key", "states of the same document", place, doubled)
 
 
 def _find_doubled(rows: pa.Table, column: str) -> set[str]:
@@ -213,13 +218,13 @@ def _find_doubled(rows: pa.Table, column: str) -> set[str]:
     return set(rows.filter(pc.is_in(rows[column], value_set=doubled))["doc_id"].to_pylist()) if len(doubled) else set()
 
 
-def _complain(kind: str, what: str, table: str, doc_ids: Iterable[str], mend: Mend = "recompute") -> Iterator[Finding]:
+def _complain(kind: str, what: str, place: str, doc_ids: Iterable[str], mend: Mend = "recompute") -> Iterator[Finding]:
     names = sorted(doc_ids)
     if names:
         yield Finding(
             kind=kind,
             what=f"{what}: {list_some(names)}",
-            place=f"{table}.lance",
+            place=place,
             mend=mend,
             doc_ids=tuple(names),
             is_note=kind == "unsealed",

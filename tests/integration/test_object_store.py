@@ -58,7 +58,7 @@ def test_old_versions_go(location: Location, monkeypatch: pytest.MonkeyPatch) ->
         snapshot = publish(store, {"a": [str(number)]})
     versions = snapshot.open_table("documents").list_versions()
     # The object store stamps whole seconds, so that what was made in this one may look younger than it is.
-    assert store.pointer().named_versions("documents") <= versions.keys()
+    assert store.pointer().named_versions("documents", "") <= versions.keys()
     assert len(versions) < snapshot.open_table("documents").version
     assert read_contents(store.open_snapshot(3)) == {"a": ["2"]}
     with pytest.raises(NotFoundError):

@@ -15,7 +15,7 @@ from lodestream.storage import steps
 
 def kill_at(wanted: str, occurrence: int, sent: signal.Signals = signal.SIGKILL) -> None:
     """From now on the process dies (or stops, if ``sent`` is SIGSTOP) at its ``occurrence``-th pass of ``wanted``."""
-    if wanted not in steps.STEPS:
+    if wanted not in (*steps.STEPS, *steps.VERSION_STEPS):
         sys.exit(f"there is no step {wanted}")
     left = occurrence
 

@@ -176,7 +176,7 @@ def test_missing_table_files(tmp_path: Path) -> None:
     store = FeatureStore.open_or_create(str(tmp_path / "store"), dim=DIM)
     snapshot = publish(store, {"a": ["1"]})
     assert read_contents(snapshot) == {"a": ["1"]}
-    folder = locate_table(store.location, "documents").path
+    folder = locate_table(store.location, "documents", "").path
     folder.rename(folder.with_suffix(".away"))
     with pytest.raises(StoreCorrupt, match="documents.lance is gone"):
         store.open_snapshot()

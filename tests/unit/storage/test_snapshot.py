@@ -19,6 +19,7 @@ from lodestream.storage.snapshot import (
     open_register,
     read_pointer,
 )
+from lodestream.storage.version import DroppedSlot, KeptVersion
 
 TEXTS = st.text(max_size=8)
 JSON = st.recursive(
@@ -31,7 +32,28 @@ TABLES_STRATEGY = st.fixed_dictionaries({"features": st.integers(1), "documents"
 TIMES = st.datetimes(timezones=st.just(UTC))
 NAMES = {"feature_version": TEXTS, "recipe": DICTS, "run_id": TEXTS}
 SNAPSHOTS = st.builds(
-    SnapshotRecord, sequence=st.integers(1), tables=TABLES_STRATEGY, published_at=st.none() | TIMES, **NAMES
+    SnapshotRecord,
+    sequence=st.integers(1),
+    tables=TABLES_STRATEGY,
+    published_at=st.none() | TIMES,
+    dim=st.integers(1),
+    checkpoint=DICTS,
+    version=TEXTS,
+    slot=TEXTS,
+    model=TEXTS,
+    **NAMES,
+)
+VERSIONS = st.builds(
+    KeptVersion,
+    name=TEXTS,
+    slot=TEXTS,
+    dim=st.integers(1),
+    tables=TABLES_STRATEGY,
+    feature_version=TEXTS,
+    recipe=DICTS,
+    created_at=TIMES,
+    level=st.integers(0),
+    served_until=st.none() | TIMES,
 )
 STAGED = st.builds(StagedWork, kind=TEXTS, tables=TABLES_STRATEGY, num_chunks=st.integers(0), staged_at=TIMES, **NAMES)
 POINTERS = st.builds(
@@ -49,6 +71,9 @@ POINTERS = st.builds(
     previous=st.none() | TEXTS,
     run=DICTS,
     history=st.lists(SNAPSHOTS, max_size=3).map(tuple),
+    versions=st.lists(VERSIONS, max_size=2).map(tuple),
+    former=TEXTS,
+    dropped=st.lists(st.builds(DroppedSlot, slot=TEXTS, dropped_at=TIMES), max_size=2).map(tuple),
     **NAMES,
 )
 
@@ -90,7 +115,7 @@ def test_unknown_fields_are_ignored() -> None:
 
 def test_later_format_is_refused() -> None:
     with pytest.raises(StoreSchemaMismatch, match="pip install --upgrade lodestream"):
-        PointerRecord.from_json(make_pointer().to_json() | {"format": 2})
+        PointerRecord.from_json(make_pointer().to_json() | {"format": 3})
 
 
 @pytest.mark.parametrize("name", ["sequence", "tables", "history", "staged", "published_at"])
@@ -103,14 +128,67 @@ def test_missing_field(name: str) -> None:
 
 def test_named_versions() -> None:
     described: dict[str, Any] = {"feature_version": "f", "recipe": {}, "run_id": "r"}
-    older = SnapshotRecord(sequence=1, tables={"documents": 1}, published_at=None, **described)
-    current = SnapshotRecord(sequence=2, tables={"documents": 4, "features": 9}, published_at=None, **described)
+    older = SnapshotRecord(sequence=1, tables={"documents": 1}, published_at=None, dim=8, **described)
+    current = SnapshotRecord(sequence=2, tables={"documents": 4, "features": 9}, published_at=None, dim=8, **described)
+    other = SnapshotRecord(
+        sequence=3, tables={"documents": 5, "source_state": 6}, published_at=None, dim=4, slot="x", **described
+    )
+    kept = KeptVersion(
+        name="b",
+        slot="x",
+        dim=4,
+        tables={"documents": 8},
+        feature_version="f",
+        recipe={},
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
     staged = StagedWork(
         kind="refresh", tables={"documents": 7}, num_chunks=1, staged_at=datetime(2026, 1, 1, tzinfo=UTC), **described
     )
-    pointer = make_pointer(tables=current.tables, history=(older, current), staged=staged)
-    assert (pointer.named_versions("documents"), pointer.named_versions("features")) == ({1, 4, 7}, {9})
-    assert pointer.named_versions("later") == set()
+    pointer = make_pointer(tables=current.tables, history=(older, current, other), staged=staged, versions=(kept,))
+    assert (pointer.named_versions("documents", ""), pointer.named_versions("features", "")) == ({1, 4, 7}, {9})
+    assert pointer.named_versions("documents", "x") == {5, 8}
+    # What the sources said belongs to every version.
+    assert pointer.named_versions("source_state", "") == pointer.named_versions("source_state", "x") == {6}
+    assert pointer.named_versions("later", "") == set()
+
+
+def test_what_snapshots_share_is_written_once() -> None:
+    recipe = {"model": "m" * 1000}
+    files = {f"part-{number}.jsonl": "s" * 50 for number in range(100)}
+    described: dict[str, Any] = {
+        "feature_version": "f",
+        "recipe": recipe,
+        "run_id": "r",
+        "published_at": None,
+        "dim": 8,
+    }
+    history = tuple(
+        SnapshotRecord(
+            sequence=number,
+            tables={"features": number},
+            checkpoint={"docs": {"cursor": {"files": files | {"part-0.jsonl": f"{number}"}}}},
+            **described,
+        )
+        for number in range(1, 51)
+    )
+    pointer = make_pointer(history=history, checkpoint=history[-1].checkpoint, feature_version="f", recipe=recipe)
+    values = pointer.to_json()
+    assert len(json.dumps(values)) < 30_000 < len(json.dumps(files)) * len(history)
+    assert PointerRecord.from_json(json.loads(json.dumps(values))) == pointer
+
+
+def test_record_of_the_first_format_is_read() -> None:
+    described: dict[str, Any] = {"feature_version": "f", "recipe": {"model": "m"}, "run_id": "r"}
+    snapshot = {"sequence": 3, "tables": {"features": 1}, "published_at": None, "checkpoint": {"a": 1}, **described}
+    values = make_pointer(**described).to_json()
+    for name in ("recipes", "versions", "former", "dropped", "version", "slot", "model"):
+        del values[name]
+    values |= {"format": 1, "recipe": described["recipe"], "history": [snapshot]}
+    pointer = PointerRecord.from_json(values)
+    assert (pointer.version, pointer.slot, pointer.versions) == ("v1", "", ())
+    assert (pointer.history[0].dim, pointer.history[0].checkpoint) == (8, {"a": 1})
+    assert pointer.to_json()["format"] == 2
 
 
 @pytest.mark.parametrize("bad", [{"published_at": "yesterday"}, {"history": [{}]}, {"staged": 3}])

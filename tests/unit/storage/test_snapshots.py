@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 def make_record(sequence: int, published_at: datetime) -> SnapshotRecord:
     return SnapshotRecord(
-        sequence=sequence, tables={}, feature_version="f", recipe={}, run_id="r", published_at=published_at
+        sequence=sequence, tables={}, dim=8, feature_version="f", recipe={}, run_id="r", published_at=published_at
     )
 
 

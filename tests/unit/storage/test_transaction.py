@@ -329,7 +329,7 @@ def test_old_versions_are_removed_unless_named_or_young(
         last = transaction.publish(checkpoint={}, run={})
     for name in TABLES:
         table = last.open_table(name)
-        named = store.pointer().named_versions(name)
+        named = store.pointer().named_versions(name, "")
         assert len(named) == Retention().keep_snapshots
         assert set(table.list_versions()) == (named if age == timedelta(0) else set(range(1, table.version + 1)))
     for sequence in range(5, last.sequence + 1):
