@@ -158,7 +158,7 @@ class Follower:
         if number == "latest" or self._pointer is None:
             raise ServiceUnavailable(*self._say_missing(), retry_after_s=_RETRY_AFTER_S)
         record = self._pointer.find_snapshot(number)
-        opened = self._keeper.open_older(Snapshot(self._location, self._pointer.dim, record), record)
+        opened = self._keeper.open_older(Snapshot(self._location, record), record)
         with self._lock:
             view = self._views.setdefault(number, opened)
             view.num_users += 1
@@ -223,12 +223,13 @@ class Follower:
             return
         record = pointer.history[-1]
         if latest is None or (record.sequence, record.tables) != (latest.record.sequence, latest.record.tables):
-            self._swap(FeatureStore.open(self._location).dim, record)
+            FeatureStore.open(self._location)  # a store of another schema is refused
+            self._swap(record)
         self._pointer = pointer
 
-    def _swap(self, dim: int, record: SnapshotRecord) -> None:
+    def _swap(self, record: SnapshotRecord) -> None:
         before = self._latest
-        view = self._keeper.open_latest(Snapshot(self._location, dim, record), record, before=before)
+        view = self._keeper.open_latest(Snapshot(self._location, record), record, before=before)
         view.num_users = 1
         with self._lock:
             self._views[record.sequence] = view

@@ -197,7 +197,7 @@ class Service:
             return frozenset()
         record = replace(view.record, tables=staged.tables, published_at=None)
         try:
-            snapshot = Snapshot(self.location, pointer.dim, record)
+            snapshot = Snapshot(self.location, record)
             rows = find_rows(snapshot, "documents", doc_ids, ["doc_id"])
         except StoreError:  # the run has ended, or began anew, since the pointer was read
             return frozenset()
