@@ -103,17 +103,29 @@ def read_status(loaded: LoadedConfig) -> Status:
     Raises:
         StoreSchemaMismatch, StoreCorrupt: the pointer cannot be read.
     """
-    store = loaded.store_uri
     try:
         pointer, _ = read_pointer(loaded.store_location)
     except StoreNotFound:
-        return Status(health="empty", reason="nothing was run yet; next: lodestream run", store=store, pointer=None)
+        reason = "nothing was run yet; next: lodestream run"
+        return Status(health="empty", reason=reason, store=loaded.store_uri, pointer=None)
+    return describe_pointer(loaded, pointer)
+
+
+def describe_pointer(loaded: LoadedConfig, pointer: PointerRecord, *, trouble: str = "") -> Status:
+    """The status that follows from a pointer that was read already.
+
+    Args:
+        trouble: why it could not be read anew; what is asked of servers is then left out.
+    """
+    store = loaded.store_uri
     sources = tuple(_measure_lag(pointer, datetime.now(UTC)))
     target_s = loaded.config.refresh.freshness_target
     gone = _find_gone(loaded.store_location, pointer)
     health, reason = _judge_gone(gone) if gone else _judge(pointer, sources, target_s)
+    if trouble:
+        health, reason = "degraded", trouble
     try:
-        lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s))
+        lease = read_lease(open_lease(loaded.store_location, ttl_s=loaded.config.lease.ttl_s)) if not trouble else None
     except StoreUnreachable as error:  # readers need no lease, but the next run does
         lease = None
         health, reason = "degraded", f"nothing can be written: {error.message}"

@@ -29,6 +29,7 @@ from lodestream.pipeline.cli.options import (
 from lodestream.pipeline.cli.plan import add_plan_verbs
 from lodestream.pipeline.cli.quarantine import add_quarantine_verbs
 from lodestream.pipeline.cli.refresh import add_run_verbs
+from lodestream.pipeline.cli.serve import add_serve_verb
 from lodestream.pipeline.cli.signals import interrupt_on_sigterm
 from lodestream.pipeline.cli.snapshots import snapshots_app
 from lodestream.pipeline.cli.status import add_status_verb
@@ -50,6 +51,7 @@ config_app = typer.Typer(help="Show the configuration.", no_args_is_help=True, r
 app.add_typer(config_app, name="config")
 add_run_verbs(app)
 add_plan_verbs(app)
+add_serve_verb(app)
 add_status_verb(app)
 add_quarantine_verbs(app)
 app.add_typer(snapshots_app, name="snapshots")

@@ -65,6 +65,7 @@ class Follower:
         self._trouble: LodestreamError | None = None
         self._closing: list[View] = []
         self._wake = threading.Event()
+        self._has_looked = False
         self._stopped = False
         self._thread: threading.Thread | None = None
 
@@ -107,6 +108,11 @@ class Follower:
     def pointer(self) -> PointerRecord | None:
         """The pointer as it was last read."""
         return self._pointer
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether the pointer was looked at once, with success or without."""
+        return self._has_looked
 
     @property
     def trouble(self) -> LodestreamError | None:
@@ -211,6 +217,7 @@ class Follower:
             self._trouble = LodestreamError(f"the snapshot cannot be followed: {type(error).__name__}: {error}")
         else:
             self._trouble = None
+        self._has_looked = True
 
     def _follow(self) -> None:
         known = self._pointer

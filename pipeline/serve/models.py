@@ -260,11 +260,16 @@ class SnapshotsAnswer(Answer):
 
 
 class Readiness(Answer):
-    """``GET /readyz``: ready or degraded answer 200, empty and starting 503. ``reason`` says why and what to type."""
+    """``GET /readyz``: ready or degraded answer 200, the others 503. ``reason`` says why and what to type."""
 
-    status: Literal["ready", "degraded", "empty", "starting", "stopping"]
+    status: Literal["ready", "degraded", "empty", "starting", "unavailable", "stopping"]
     reason: str
     snapshot: int | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests for data are answered."""
+        return self.status in ("ready", "degraded")
 
 
 class Problem(Answer):
@@ -274,7 +279,6 @@ class Problem(Answer):
     title: str
     status: int
     detail: str
-    instance: str | None = None
     request_id: str | None = None
     hint: str | None = None
     errors: list[dict[str, Any]] | None = None

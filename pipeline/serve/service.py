@@ -39,6 +39,7 @@ from lodestream.storage.store import Snapshot
 T = TypeVar("T")
 
 _READ_THREADS: Final = 4
+_ROWS_AT_ONCE: Final = 64  # a millisecond or so of rendering: less than the way to another thread and back under load
 _PARAGRAPHS: Final[tuple[Granularity, ...]] = ("paragraph",)
 
 
@@ -171,6 +172,12 @@ class Service:
         self.limits.check_ids(request.ids or ())
         view, scored = await self._read(request.snapshot, notes, lambda view: self._score(view, request))
         return view, float(view.record.recipe["base_below"]), scored
+
+    async def compute(self, num_rows: int, function: Callable[[], T]) -> T:
+        """What ``function`` returns; with many rows to go through it runs beside the event loop."""
+        if num_rows <= _ROWS_AT_ONCE:
+            return function()
+        return await self._in_time(asyncio.wrap_future(self._readers.submit(function)))
 
     # ---- on the readers' threads -----------------------------------------------------------------------------------
 

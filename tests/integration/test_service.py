@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,34 +28,27 @@ from lodestream.pipeline.serve.models import (
 )
 from lodestream.pipeline.serve.notes import Notes
 from lodestream.pipeline.serve.service import Service
-from tests.support.served import DOCUMENTS, serve
+from lodestream.storage.store import FeatureStore
+from tests.support.served import BROKEN, DOCUMENTS, serve, stage, wait_until
 from tests.support.workspace import Workspace
-
-WAIT_S = 60
 
 
 def notes() -> Notes:
     return Notes(request_id="test")
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace.create(tmp_path_factory.mktemp("served"), DOCUMENTS)
-    made.write("torn.md", b"\xff\xfe\x00 torn \x80")
+    made.write("torn.md", BROKEN)
     made.run()
     return made
 
 
 @pytest.fixture(scope="module")
 def service(workspace: Workspace) -> Iterator[Service]:
-    with serve(workspace, max_ids=5, max_texts=3, max_text_tokens=50, max_tokens=60) as started:
+    limits = ("max_ids=5", "max_texts=3", "max_text_tokens=50", "max_tokens=60")
+    with serve(workspace, *(f"serve.{limit}" for limit in limits)) as started:
         yield started
 
 
@@ -176,3 +168,21 @@ def test_an_unreachable_register_leaves_what_is_served(workspace: Workspace, mon
         assert read.status == "FOUND"
         monkeypatch.undo()
         wait_until(lambda: service.follower.trouble is None)
+
+
+def test_documents_in_quarantine_and_documents_to_come_are_told_apart(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path, DOCUMENTS)
+    workspace.run()
+    workspace.write("wool.md", BROKEN)
+    workspace.write("never.md", BROKEN)
+    workspace.run("run.max_quarantined_share=1")
+    stage(FeatureStore.open(str(workspace.store)), ["coming.md"], version="staged", then_publish=False)
+    with serve(workspace) as service:
+        request = FeaturesRequest(ids=["wool.md", "never.md", "coming.md", "bread.md", "no.md"])
+        _, reads = asyncio.run(service.get_features(request, notes()))
+    assert [read.status for read in reads] == ["QUARANTINED", "QUARANTINED", "PENDING", "FOUND", "NOT_FOUND"]
+    kept, never = reads[0].stored, reads[1].stored
+    assert kept is not None and never is not None
+    assert kept.quarantine_reason is not None and "not UTF-8" in kept.quarantine_reason
+    assert (kept.rows.num_rows > 0, never.rows.num_rows) == (True, 0)
+    assert never.computed_at is None

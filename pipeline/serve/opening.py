@@ -1,0 +1,49 @@
+"""From a configuration to the service that it asks for."""
+
+from __future__ import annotations
+
+import os
+
+from lodestream.actors.featurizer import Featurizer
+from lodestream.actors.options import FeaturizerOptions
+from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.serve.batched_encoding import BatchedEncoding
+from lodestream.pipeline.serve.limits import Limits
+from lodestream.pipeline.serve.parts import Encoding
+from lodestream.pipeline.serve.scan_searcher import ScanSearcher
+from lodestream.pipeline.serve.service import Service
+from lodestream.pipeline.serve.stored_rows import StoredRows
+
+
+def open_service(loaded: LoadedConfig) -> Service:
+    """The service over the configured store, not started yet."""
+    limits = read_limits(loaded)
+    num_threads = loaded.config.encoder.num_threads or os.cpu_count() or 1
+
+    def make_encoding(options: FeaturizerOptions) -> Encoding:
+        return BatchedEncoding(Featurizer(options), limits, num_threads=num_threads)
+
+    return Service(
+        loaded.store_location,
+        rows=StoredRows(),
+        searcher=ScanSearcher(),
+        make_encoding=make_encoding,
+        limits=limits,
+        poll_interval_s=loaded.config.serve.poll_interval,
+    )
+
+
+def read_limits(loaded: LoadedConfig) -> Limits:
+    """The limits that are configured."""
+    serve = loaded.config.serve
+    return Limits(
+        request_timeout_s=serve.request_timeout,
+        max_requests=serve.max_requests,
+        batch_tokens=serve.batch_tokens,
+        max_queued_tokens=serve.max_queued_tokens,
+        max_body_bytes=serve.max_body_bytes,
+        max_ids=serve.max_ids,
+        max_texts=serve.max_texts,
+        max_text_tokens=serve.max_text_tokens,
+        max_tokens=serve.max_tokens,
+    )

@@ -1,0 +1,177 @@
+"""Feature rows as JSON values and as Arrow tables, with vectors in the encoding that was asked for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lodestream.pipeline.serve.models import VectorEncoding
+from lodestream.pipeline.serve.parts import EncodedTexts
+from lodestream.pipeline.serve.service import DocumentRead
+from lodestream.schema import TIMESTAMP
+from lodestream.storage.codec import decode_rows
+
+FEATURE_COLUMNS: Final = (
+    "granularity",
+    "ordinal",
+    "parent",
+    "kind",
+    "char_start",
+    "char_end",
+    "token_count",
+    "density",
+)
+ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
+
+_JSON_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
+
+
+def to_json(values: Any) -> bytes:
+    """JSON bytes; numpy arrays and times included."""
+    return orjson.dumps(values, option=_JSON_OPTIONS)
+
+
+def render_document(read: DocumentRead, encoding: VectorEncoding) -> dict[str, Any]:
+    """The values of models.DocumentFeatures."""
+    stored = read.stored
+    if stored is None:
+        return {"id": read.doc_id, "status": read.status, "features": []}
+    return {
+        "id": read.doc_id,
+        "status": read.status,
+        "reason": stored.quarantine_reason,
+        "source": stored.source,
+        "source_version": stored.source_version,
+        "computed_at": stored.computed_at,
+        "features": render_rows(stored.rows, encoding),
+    }
+
+
+def render_text(index: int, num_tokens: int, rows: pa.Table, encoding: VectorEncoding) -> dict[str, Any]:
+    """The values of models.TextFeatures."""
+    return {"index": index, "num_tokens": num_tokens, "features": render_rows(rows, encoding)}
+
+
+def render_rows(rows: pa.Table, encoding: VectorEncoding) -> list[dict[str, Any]]:
+    """The values of models.Feature, one for each row."""
+    columns = [_as_values(rows.column(name)) for name in FEATURE_COLUMNS]
+    values = [dict(zip(FEATURE_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not values:
+        return values
+    codes, scales = read_codes(rows)
+    if encoding == "int8":
+        for value, row, scale in zip(values, codes, scales.tolist(), strict=True):
+            value["codes"], value["scale"] = _to_base64(row), scale
+        return values
+    vectors = decode_rows(codes, scales)
+    for value, vector in zip(values, vectors, strict=True):
+        value["vector"] = vector if encoding == "float" else encode_vector(vector)
+    return values
+
+
+def encode_vector(vector: NDArray[np.float32]) -> str:
+    """float32 values, little endian, in base64."""
+    return _to_base64(vector.astype("<f4", copy=False))
+
+
+def read_codes(rows: pa.Table) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Codes int8 [N, D] and scales float16 [N] of feature rows, at least one."""
+    column = rows.column("codes")
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    codes = np.concatenate(parts).reshape(rows.num_rows, column.type.list_size)
+    return codes, rows.column("scale").to_numpy()
+
+
+def keep_granularities(rows: pa.Table, granularities: Sequence[str]) -> pa.Table:
+    """The rows of some granularities."""
+    return rows.filter(pc.is_in(rows.column("granularity"), pa.array(list(granularities), pa.string())))
+
+
+# ---- Arrow -----------------------------------------------------------------------------------------------------------
+
+
+def tabulate_documents(reads: Sequence[DocumentRead], encoding: VectorEncoding, *, empty: pa.Table) -> pa.Table:
+    """One row for each feature, and one with nulls for each document without any.
+
+    Args:
+        empty: a table of schema.features_schema(D) without rows.
+    """
+    tables = []
+    for read in reads:
+        stored = read.stored
+        owner = {
+            "id": (read.doc_id, pa.string()),
+            "status": (read.status, pa.string()),
+            "reason": (stored.quarantine_reason if stored else None, pa.string()),
+            "source": (stored.source if stored else None, pa.string()),
+            "source_version": (stored.source_version if stored else None, pa.string()),
+            "computed_at": (stored.computed_at if stored else None, TIMESTAMP),
+        }
+        tables.append(_tabulate(stored.rows if stored else empty, encoding, owner))
+    return pa.concat_tables(tables)
+
+
+def tabulate_texts(encoded: EncodedTexts, encoding: VectorEncoding, granularities: Sequence[str]) -> pa.Table:
+    """One row for each feature, and one with nulls for each text without any."""
+    return pa.concat_tables(
+        _tabulate(
+            keep_granularities(rows, granularities),
+            encoding,
+            {"index": (index, pa.int32()), "num_tokens": (num_tokens, pa.int64())},
+        )
+        for index, (rows, num_tokens) in enumerate(zip(encoded.rows, encoded.num_tokens, strict=True))
+    )
+
+
+def to_arrow_stream(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """The table as an Arrow IPC stream with ``metadata`` in its schema."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(
+        sink, table.schema.with_metadata({name: str(value) for name, value in metadata.items()})
+    ) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
+
+
+def _tabulate(rows: pa.Table, encoding: VectorEncoding, owner: Mapping[str, tuple[Any, pa.DataType]]) -> pa.Table:
+    length = max(rows.num_rows, 1)
+    columns = {name: pa.array([value] * length, kind) for name, (value, kind) in owner.items()}
+    features = rows.select([*FEATURE_COLUMNS, "codes", "scale"])
+    if not rows.num_rows:
+        schema = pa.schema([field.with_nullable(True) for field in features.schema])
+        features = pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)
+    columns |= {name: features.column(name) for name in FEATURE_COLUMNS}
+    if encoding == "int8":
+        columns |= {"codes": features.column("codes"), "scale": features.column("scale")}
+    else:
+        columns["vector"] = _decode_column(rows)
+    table = pa.table(columns)
+    # One schema whatever the rows: those of a document that is not there hold nulls.
+    return table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
+
+
+def _decode_column(rows: pa.Table) -> pa.Array:
+    dim = rows.column("codes").type.list_size
+    kind = pa.list_(pa.float32(), dim)
+    if not rows.num_rows:
+        return pa.nulls(1, kind)
+    vectors = decode_rows(*read_codes(rows))
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim).cast(kind)
+
+
+def _as_values(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_float16(column.type):
+        return [round(float(value), 4) for value in column.to_numpy().tolist()]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _to_base64(array: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
