@@ -117,6 +117,7 @@ class LeafEncoder:
 
 
 def _split_pooled(pooled: PooledSpans, num_leaves: Sequence[int]) -> list[LeafVectors]:
+    pooled = pooled.to_host()
     codes, scales, norms = pooled.codes.numpy(), pooled.scales.numpy(), pooled.norms.numpy()
     whole = LeafVectors(
         codes=codes,

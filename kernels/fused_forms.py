@@ -1,11 +1,29 @@
-"""Where the Triton forms of the operators come from: asked for when tensors lie on a GPU, never before."""
+"""What the Triton forms of all operators share but the language: where they come from, and what a launch is."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from types import ModuleType
 
+import torch
+
 from lodestream.errors import KernelUnavailable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a kernel is called with, which is also what is compiled for processors that are not here.
+
+    Attributes:
+        outputs: what the kernel fills.
+        grid, arguments, constants: as Triton takes them.
+    """
+
+    outputs: tuple[torch.Tensor, ...]
+    grid: tuple[int, ...]
+    arguments: tuple[torch.Tensor | float, ...]
+    constants: dict[str, int | bool | str]
 
 
 def import_fused(operator: str) -> ModuleType:
@@ -17,6 +35,21 @@ def import_fused(operator: str) -> ModuleType:
     try:
         return importlib.import_module(f"lodestream.kernels.{operator}.fused")
     except ImportError as error:
-        raise KernelUnavailable(
-            f"{operator} on a GPU needs triton ({error})", "pip install 'lodestream[gpu]'"
-        ) from None
+        hint = "pip install 'lodestream[gpu]'"
+        raise KernelUnavailable(f"{operator} on a GPU needs triton ({error})", hint) from None
+
+
+def lay_heads_side_by_side(x_THD: torch.Tensor) -> torch.Tensor:
+    """Tokens may lie any distance apart; the values of a token's heads follow each other."""
+    fits = x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2]
+    return x_THD if fits else x_THD.contiguous()
+
+
+def lay_columns_side_by_side(x_TC: torch.Tensor) -> torch.Tensor:
+    """Rows may lie any distance apart; the values of a row follow each other."""
+    return x_TC if x_TC.stride(1) == 1 else x_TC.contiguous()
+
+
+def choose_warps(num_values: int) -> int:
+    """Warps of a program that holds ``num_values``, a power of two: 16 values a thread, 8 warps at most."""
+    return max(1, min(8, num_values // 512))

@@ -6,16 +6,15 @@ T packed tokens, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Final, Literal
 
 import torch
 
-from lodestream.errors import KernelUnavailable
 from lodestream.kernels.attention import cpu
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import SampledError, correct_rows
 from lodestream.kernels.attention.layout import BlockMask
+from lodestream.kernels.fused_forms import import_fused
 
 HEAD_DIMS: Final = (32, 64, 128)
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,21 +80,12 @@ def attend(
     if q_THD.device.type == "cpu":
         out_THD, lse_TH = cpu.attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale, with_lse=with_lse)
     else:
-        out_THD, lse_TH = _import_fused().attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
+        out_THD, lse_TH = import_fused("attention").attend_blocks(q_THD, k_THD, v_THD, mask, cells, scale=scale)
     error = None
     if correction_step is not None and mask.window is None:
         step = None if correction_step == "by length" else correction_step
         error = correct_rows(out_THD, q_THD, k_THD, v_THD, mask, step=step, scale=scale)
     return Attended(out_THD=out_THD, lse_TH=lse_TH, error=error)
-
-
-def _import_fused() -> ModuleType:
-    """The Triton form; triton is there for Linux only, and not needed on a CPU."""
-    try:
-        from lodestream.kernels.attention import fused
-    except ImportError as error:
-        raise KernelUnavailable(f"attention on a GPU needs triton ({error})", "pip install 'lodestream[gpu]'") from None
-    return fused
 
 
 def _check(q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, mask: BlockMask) -> None:

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import CELL_TILE, CELLS_PER_BLOCK, KEY_BLOCK, BlockLayout, BlockMask
+from lodestream.kernels.fused_forms import lay_heads_side_by_side
 
 _LOG2_E: Final = math.log2(math.e)
 
@@ -89,7 +90,7 @@ def plan_launch(
     scale: float,
 ) -> Launch:
     """The launch of ``attend_blocks``, which is also what is compiled for processors that are not here."""
-    q, k, v = (_lay_heads_side_by_side(x) for x in (q_THD, k_THD, v_THD))
+    q, k, v = (lay_heads_side_by_side(x) for x in (q_THD, k_THD, v_THD))
     num_heads, head_dim = q.shape[1:]
     out_THD = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse_TH = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -145,12 +146,6 @@ def plan_launch(
         arguments=arguments,
         constants=constants,
     )
-
-
-def _lay_heads_side_by_side(x_THD: torch.Tensor) -> torch.Tensor:
-    """Tokens may lie any distance apart; the values of a token's heads follow each other."""
-    fits = x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2]
-    return x_THD if fits else x_THD.contiguous()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

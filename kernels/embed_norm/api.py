@@ -47,7 +47,7 @@ def embed_norm(
     Cost: one read of the rows of the tables, one write of what is returned.
 
     Raises:
-        ValueError: positions are missing, shapes do not fit.
+        ValueError: no tokens, positions are missing, shapes do not fit.
         KernelUnavailable: tensors on a GPU, but no triton.
     """
     _check(token_ids_T, tables, norm, positions_T, types_T)
@@ -76,6 +76,8 @@ def _check(
     positions_T: torch.Tensor | None,
     types_T: torch.Tensor | None,
 ) -> None:
+    if not len(token_ids_T):
+        raise ValueError("there are no tokens to embed")
     if (tables.positions_PC is None) != (positions_T is None):
         raise ValueError("positions need a table of positions, and the table needs positions")
     if types_T is not None and tables.types_UC is None:

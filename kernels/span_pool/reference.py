@@ -29,6 +29,8 @@ def quantise(vectors_SC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     vectors = vectors_SC.float()
     norms = torch.linalg.vector_norm(vectors, dim=1)
     unit = vectors / torch.where(norms > 0, norms, torch.ones_like(norms))[:, None]
+    # A length that underflows counts as zero, whatever tiny values there are.
+    unit[norms == 0] = 0
     scales = _smallest_half_at_least(unit.abs().amax(dim=1) / MAX_CODE)
     divisor = torch.where(scales > 0, scales, torch.ones_like(scales)).float()
     codes = torch.round(unit / divisor[:, None]).clamp(-MAX_CODE, MAX_CODE).to(torch.int8)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import BlockMask, make_mask, mask_all, mask_window, plan_blocks
 from tests.support import triton_interpreter  # noqa: F401  repairs the interpreter
 from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_cells, make_inputs, make_random_mask
+from tests.support.mutants import load_mutant
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -159,19 +158,6 @@ MUTATIONS = {
 }
 
 
-def load_mutant(folder: Path, old: str, new: str) -> ModuleType:
-    source = Path(fused.__file__).read_text(encoding="utf-8")
-    assert old in source, "the kernel has changed: plant the mutation anew"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(old, new), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutant"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def measure_mutant(module: ModuleType) -> float:
     """Excess over a few small calls; infinite where the kernel does not even run."""
     layout = plan_blocks((130, 63, 200))
@@ -189,9 +175,9 @@ def measure_mutant(module: ModuleType) -> float:
 
 
 def test_kernel_without_a_mutation_passes(tmp_path: Path) -> None:
-    assert measure_mutant(load_mutant(tmp_path, "total = total * alpha", "total = total * alpha")) <= 1
+    assert measure_mutant(load_mutant(fused, tmp_path, "total = total * alpha", "total = total * alpha")) <= 1
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_planted_mutation_is_found(name: str, tmp_path: Path) -> None:
-    assert measure_mutant(load_mutant(tmp_path, *MUTATIONS[name])) > 1
+    assert measure_mutant(load_mutant(fused, tmp_path, *MUTATIONS[name])) > 1

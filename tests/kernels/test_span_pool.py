@@ -44,6 +44,7 @@ def test_neighbours_do_not_matter() -> None:
 def test_codes_are_those_of_the_codec() -> None:
     rows = make_states(2000, seed=3) * torch.logspace(-3, 3, 2000)[:, None]
     rows[7] = 0
+    rows[8] = 1e-30
     pooled = quantise_rows(rows)
     codes, scales, norms = encode_rows(rows.numpy())
     np.testing.assert_array_equal(pooled.scales.numpy(), scales)
@@ -52,8 +53,9 @@ def test_codes_are_those_of_the_codec() -> None:
     differences = np.abs(pooled.codes.numpy().astype(int) - codes.astype(int))
     assert differences.max() <= 1
     assert (differences > 0).mean() < 1e-3
-    assert not codes[7].any()
-    assert not pooled.codes[7].any()
+    assert not codes[7:9].any()
+    assert not pooled.codes[7:9].any()
+    assert not pooled.scales[7:9].any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

@@ -8,6 +8,7 @@ from lodestream.kernels.embed_norm.tables import EmbeddingTables
 from lodestream.kernels.norm import Norm
 
 ODD_ROWS = (1, 63, 127, 517)
+WIDTHS = (384, 768, 1024, 1152)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,6 +44,12 @@ def make_norm(
         return Norm(kind="rms", weight_C=weight, eps=eps, adds_one=adds_one)
     bias_C = torch.randn(dim, generator=generator) if bias else None
     return Norm(kind="layer", weight_C=weight, bias_C=bias_C, eps=eps, adds_one=adds_one)
+
+
+def name_norm(name: str, dim: int, seed: int = 1) -> Norm:
+    """The norm "layer", "layer without bias", "rms" or "1 + rms"."""
+    kind = "rms" if "rms" in name else "layer"
+    return make_norm(kind, dim, bias=name == "layer", adds_one=name.startswith("1"), seed=seed)
 
 
 def make_tables(

@@ -74,6 +74,7 @@ class MachineCode:
         registers: of a thread. stack_bytes: of a thread; above 0 where registers were spilled.
         shared_bytes: of a block.
         num_spills: loads and stores of local memory.
+        num_loads, num_wide_loads: of global memory; the latter are those of 16 bytes.
         loops: for each innermost loop with products, (instructions, tensor-core instructions).
     """
 
@@ -81,12 +82,14 @@ class MachineCode:
     stack_bytes: int
     shared_bytes: int
     num_spills: int
+    num_loads: int
+    num_wide_loads: int
     loops: tuple[tuple[int, int], ...]
 
     def count_blocks(self, *, num_warps: int) -> int:
         """Blocks that fit on one multiprocessor, by registers, shared memory and warps."""
         registers = -(-self.registers * 32 // 256) * 256 * num_warps
-        return min(65536 // registers, 227 * 1024 // (self.shared_bytes + 1024), 64 // num_warps)
+        return min(65536 // registers, 227 * 1024 // (self.shared_bytes + 1024), 64 // num_warps, 32)
 
 
 def compile_kernel(
@@ -103,11 +106,14 @@ def compile_kernel(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     instructions, labels = _parse(listing)
+    loads = [name for name, _ in instructions if name.startswith("LDG")]
     return MachineCode(
         registers=int(found[1]),
         stack_bytes=int(found[2]),
         shared_bytes=compiled.metadata.shared,
         num_spills=sum(bool(re.match(r"(LDL|STL)\b", name)) for name, _ in instructions),
+        num_loads=len(loads),
+        num_wide_loads=sum(name.endswith(".128") for name in loads),
         loops=tuple(_find_loops(instructions, labels)),
     )
 
