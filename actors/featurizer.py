@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lodestream.actors.attention import SPARSE_FROM, AttentionPolicy, find_obstacle, make_policy
 from lodestream.actors.density import DensityModel
 from lodestream.actors.features import DocumentName, LeafVectors, build_feature_rows, concat_leaves
 from lodestream.actors.layout import lay_out
@@ -122,6 +123,7 @@ class Featurizer:
             special_before=self.tokenizer.prefix_ids,
             special_after=self.tokenizer.suffix_ids,
             batch_tokens=self.options.batch_tokens,
+            policy=self.attention,
         )
 
     @cached_property
@@ -144,9 +146,58 @@ class Featurizer:
         )
 
     @cached_property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.model.dim // int(self.model.config["num_attention_heads"])
+
+    @property
+    def engine(self) -> str:
+        """What computes, as the tables of the gate name it."""
+        return f"{ENGINE} {self.precision}"
+
+    @property
+    def needs_gate(self) -> bool:
+        """Whether a segment may be so long that a gate decides how it is attended."""
+        return (
+            self.options.attention == "auto"
+            and self.options.gate is None
+            and find_obstacle(self.model.config, self.head_dim) is None
+            and self.segment_options.max_tokens >= SPARSE_FROM["auto"]
+        )
+
+    @cached_property
+    def attention(self) -> AttentionPolicy | None:
+        """Which segments are attended sparsely; None where none can be, ``why_dense`` says why."""
+        mode, obstacle = self.options.attention, find_obstacle(self.model.config, self.head_dim)
+        if obstacle and mode == "sparse":
+            raise ConfigError(
+                f"encoder.attention = sparse, but of this model {obstacle}", "set encoder.attention to auto or dense"
+            )
+        if obstacle or self.segment_options.max_tokens < SPARSE_FROM[mode]:
+            return None
+        return make_policy(mode, self.options.quality, self.options.gate, engine=self.engine, head_dim=self.head_dim)
+
+    @property
+    def why_dense(self) -> str | None:
+        """Why no segment can be sparse; None where one can."""
+        mode, obstacle = self.options.attention, find_obstacle(self.model.config, self.head_dim)
+        longest = self.segment_options.max_tokens
+        if mode == "dense":
+            return "encoder.attention = dense"
+        if obstacle:
+            return f"of this model {obstacle}"
+        if longest < SPARSE_FROM[mode]:
+            return f"segments have at most {longest} tokens, and sparse attention begins at {SPARSE_FROM[mode]}"
+        if self.attention is None or self.attention.min_tokens is None:
+            return "no length was measured at which it is faster"
+        return None
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """All that a stored row depends on besides the text; ``feature_version`` is its hash."""
-        return {
+        # Where no segment can be long enough, what is set about it changes nothing.
+        attention = {} if self.attention is None else {"attention": self.attention.as_dict()}
+        return attention | {
             "model": self.options.model if self._found[1] else self._found[0].name,
             "weights_sha256": self.model.weights_sha256,
             "tokenizer_sha256": identify_tokenizer(self._found[0]),
@@ -252,7 +303,14 @@ class Featurizer:
 
     def _lay_out(self, outline: Outline, density: NDArray[np.float32]) -> PreparedSpans:
         fine = density >= self.options.base_below if self._has_sentences else np.zeros(len(density), np.bool_)
-        return lay_out(outline, density, fine, vector_recipe=self._vector_recipe)
+        return lay_out(
+            outline,
+            density,
+            fine,
+            vector_recipe=self._vector_recipe,
+            num_special=(len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids)),
+            policy=self.attention,
+        )
 
     @property
     def _has_sentences(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lodestream.actors.attention import AttentionPolicy, tag_plan
 from lodestream.actors.prepared import PreparedSpans
 from lodestream.actors.segment import Outline
 from lodestream.schema import FINGERPRINT_BYTES, PARAGRAPH_KINDS
@@ -16,7 +17,13 @@ _KIND_INDEX: Final[dict[str, int]] = {kind: index for index, kind in enumerate(P
 
 
 def lay_out(
-    outline: Outline, density: NDArray[np.float32], fine: NDArray[np.bool_], *, vector_recipe: bytes
+    outline: Outline,
+    density: NDArray[np.float32],
+    fine: NDArray[np.bool_],
+    *,
+    vector_recipe: bytes,
+    num_special: tuple[int, int],
+    policy: AttentionPolicy | None,
 ) -> PreparedSpans:
     """Chooses the leaves of each paragraph and names the segments by fingerprint.
 
@@ -25,17 +32,32 @@ def lay_out(
         density: float32 [P].
         fine: bool [P], True where the leaves are the paragraph's sentences.
         vector_recipe: names everything besides the tokens that a leaf's vector depends on.
+        num_special: special tokens before and after a segment.
+        policy: which segments are attended sparsely; None for none.
     """
     chars, tokens, paragraph_leaves = _choose_leaves(outline, fine)
     runs = outline.segment_paragraphs
     segment_leaves = np.stack([paragraph_leaves[runs[:, 0], 0], paragraph_leaves[runs[:, 1] - 1, 1]], axis=1)
-    segment_tokens = np.stack([tokens[segment_leaves[:, 0], 0], tokens[segment_leaves[:, 1] - 1, 1]], axis=1)
+    segment_tokens = _join_leaves(tokens, segment_leaves)
     prefixes = [np.asarray(prefix, np.int32) for prefix in outline.segment_prefix_ids]
     offsets = np.zeros(len(runs) + 1, np.int32)
     np.cumsum([len(prefix) for prefix in prefixes], out=offsets[1:])
+    paragraph_tokens = _join_leaves(tokens, paragraph_leaves)
+
+    def name_recipe(token_start: int, token_end: int, prefix: NDArray[np.int32]) -> bytes:
+        if policy is None:
+            return vector_recipe
+        plan = policy.plan(
+            density,
+            paragraph_tokens,
+            segment_tokens=(token_start, token_end),
+            num_around=(num_special[0] + len(prefix), num_special[1]),
+        )
+        return vector_recipe + tag_plan(plan)
+
     fingerprints = [
         _fingerprint(
-            vector_recipe,
+            name_recipe(token_start, token_end, prefix),
             prefix,
             tokens[leaf_start:leaf_end, 0] - token_start,
             outline.token_ids[token_start:token_end],
@@ -72,6 +94,11 @@ def _fingerprint(
     for part in (prefix, leaf_starts, token_ids):
         digest.update(np.ascontiguousarray(part, np.int32).tobytes())
     return digest.digest()
+
+
+def _join_leaves(leaf_tokens: NDArray[np.int32], runs: NDArray[np.int32]) -> NDArray[np.int32]:
+    """int32 [N, 2]: the tokens of N runs of leaves, half-open."""
+    return np.stack([leaf_tokens[runs[:, 0], 0], leaf_tokens[runs[:, 1] - 1, 1]], axis=1)
 
 
 def _choose_leaves(

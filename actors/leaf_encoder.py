@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lodestream.actors.attention import AttentionPolicy
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.prepared import PreparedSpans
+from lodestream.kernels.attention.budget import SegmentPlan
 from lodestream.kernels.encoder import Encoder
 from lodestream.kernels.packing import pack, plan_batches
 from lodestream.kernels.span_pool.api import PooledSpans, pool_spans
+from lodestream.kernels.sparse_attention import SparseSegment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EncoderInput:
-    """One segment as the encoder reads it; ``heading``: positions of the heading prefix, half-open."""
+    """One segment as the encoder reads it; ``heading``: positions of the heading prefix, half-open; ``plan``: of its
+    sparse attention, None where it is dense."""
 
     token_ids: NDArray[np.int32]
     leaf_starts: NDArray[np.int32]
     num_tokens: int
     heading: tuple[int, int]
+    plan: SegmentPlan | None
 
 
 class LeafEncoder:
@@ -38,11 +43,13 @@ class LeafEncoder:
         special_before: NDArray[np.int32],
         special_after: NDArray[np.int32],
         batch_tokens: int,
+        policy: AttentionPolicy | None,
     ) -> None:
         self._encoder = encoder
         self._before = special_before
         self._after = special_after
         self._batch_tokens = batch_tokens
+        self._policy = policy
 
     def encode(
         self, wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
@@ -54,16 +61,42 @@ class LeafEncoder:
         counts.segments_encoded += len(inputs)
         counts.tokens_encoded += sum(i.num_tokens for i in inputs)
         counts.tokens_overhead += int(lengths.sum()) - sum(i.num_tokens for i in inputs)
+        counts.longest_segment = max(counts.longest_segment, int(lengths.max()))
         result: dict[bytes, LeafVectors] = {}
-        for rows in plan_batches(lengths, batch_tokens=self._batch_tokens):
-            batch = [inputs[row] for row in rows.tolist()]
+        for rows in self._plan_batches(inputs, lengths):
+            batch = [inputs[row] for row in rows]
             started = time.perf_counter()
-            packed = pack([i.token_ids for i in batch])
-            states = self._encoder.encode(packed)
+            states = self._encode_batch(batch, counts)
             started = counts.clock("encode", started)
-            result.update(zip([fingerprints[r] for r in rows.tolist()], self._pool(states, batch), strict=True))
+            result.update(zip([fingerprints[row] for row in rows], self._pool(states, batch), strict=True))
             counts.clock("pool", started)
         return result
+
+    def _plan_batches(self, inputs: Sequence[_EncoderInput], lengths: NDArray[np.int64]) -> list[list[int]]:
+        """What goes through the encoder together: dense segments by length, each sparse one alone, since it fills a
+        batch, and since its layers may climb."""
+        dense = np.array([row for row, item in enumerate(inputs) if item.plan is None], np.int64)
+        batches = [dense[rows].tolist() for rows in plan_batches(lengths[dense], batch_tokens=self._batch_tokens)]
+        return batches + [[row] for row, item in enumerate(inputs) if item.plan is not None]
+
+    def _encode_batch(self, batch: Sequence[_EncoderInput], counts: EncodeCounts) -> torch.Tensor:
+        packed = pack([item.token_ids for item in batch])
+        plan = batch[0].plan
+        if plan is None:
+            return self._encoder.encode(packed)
+        sparse = SparseSegment(plan, num_layers=self._encoder.num_layers)
+        states = self._encoder.encode(packed, sparse=sparse)
+        counts.add(
+            EncodeCounts(
+                tokens_sparse=batch[0].num_tokens,
+                pairs_sparse=len(sparse.kept) * packed.num_tokens**2,
+                pairs_kept=round(sum(sparse.kept) * packed.num_tokens**2),
+                layers_sparse=len(sparse.kept),
+                layers_climbed=sparse.num_climbs,
+                attention_errors=sparse.tally.as_lists(),
+            )
+        )
+        return states
 
     def _encoder_input(self, spans: PreparedSpans, row: int) -> _EncoderInput:
         start, end = spans.segment_tokens[row].tolist()
@@ -71,11 +104,22 @@ class LeafEncoder:
         prefix = spans.segment_prefix_ids[spans.segment_prefix_offsets[row] : spans.segment_prefix_offsets[row + 1]]
         before, after = self._before, self._after
         token_ids = np.concatenate([before, prefix, spans.token_ids[start:end], after])
+        num_around = (len(before) + len(prefix), len(after))
         return _EncoderInput(
             token_ids=token_ids,
             leaf_starts=spans.leaf_tokens[leaf_start:leaf_end, 0] - start,
             num_tokens=end - start,
             heading=(len(before), len(before) + len(prefix)),
+            plan=self._plan(spans, (start, end), num_around),
+        )
+
+    def _plan(
+        self, spans: PreparedSpans, segment_tokens: tuple[int, int], num_around: tuple[int, int]
+    ) -> SegmentPlan | None:
+        if self._policy is None:
+            return None
+        return self._policy.plan(
+            spans.paragraph_density, spans.paragraph_tokens, segment_tokens=segment_tokens, num_around=num_around
         )
 
     def _pool(self, states_TC: torch.Tensor, batch: Sequence[_EncoderInput]) -> list[LeafVectors]:

@@ -77,6 +77,12 @@ class PreparedSpans:
     def num_segments(self) -> int:
         return len(self.segment_leaves)
 
+    @property
+    def paragraph_tokens(self) -> NDArray[np.int32]:
+        """int32 [P, 2], half-open: the tokens of each paragraph."""
+        leaves = self.paragraph_leaves
+        return np.stack([self.leaf_tokens[leaves[:, 0], 0], self.leaf_tokens[leaves[:, 1] - 1, 1]], axis=1)
+
     def fingerprints(self) -> list[bytes]:
         """The segments' fingerprints as bytes, in order."""
         return [row.tobytes() for row in self.segment_fingerprints]

@@ -58,43 +58,6 @@ class MaskRecipe:
             raise ValueError(f"max_share and top_p lie in (0, 1], count_step from 1 and reach from 0 on: {self}")
 
 
-def floor_rows(density_T: torch.Tensor, layout: BlockLayout, *, exact_density: float) -> torch.Tensor:
-    """float32 [R]: 1 where a row touches text of ``exact_density`` or more, density / exact_density elsewhere.
-
-    Args:
-        density_T: float32 [T], in [0, 1], on the CPU: density is known before the batch goes to a device.
-        layout: the batch.
-        exact_density: from there on nothing is dropped; above 1 for never.
-    """
-    floors = []
-    for segment in layout.segments:
-        padded = torch.zeros(segment.num_rows * layout.query_block)
-        padded[: segment.num_tokens] = density_T[segment.tokens]
-        floors.append(padded.view(segment.num_rows, layout.query_block).amax(1) / exact_density)
-    return torch.cat(floors).clamp(0, 1)
-
-
-def bound_shares(layout: BlockLayout, recipe: MaskRecipe, *, floor_R: torch.Tensor | None = None) -> list[float]:
-    """The largest share of its pairs that each segment's mask can keep, known before anything is computed.
-
-    Args:
-        layout: the batch.
-        recipe: how much is kept.
-        floor_R: of ``floor_rows``, on the CPU; zeros where None.
-
-    Returns:
-        For each segment ``recipe.max_share``, or what forced blocks and exact rows alone come to where that is more.
-    """
-    shares = []
-    for segment in layout.segments:
-        forced = force_blocks(segment.num_rows, segment.num_blocks, reach=recipe.reach, device="cpu").sum(1)
-        if floor_R is not None:
-            forced = torch.where(floor_R[segment.rows] >= 1, segment.num_blocks, forced)
-        least = _round_counts(forced, recipe.count_step, segment.num_blocks).sum()
-        shares.append(max(recipe.max_share, int(least) / (segment.num_rows * segment.num_blocks)))
-    return shares
-
-
 def _round_counts(counts: torch.Tensor, step: int, num_blocks: int) -> torch.Tensor:
     return ((counts + step - 1) // step * step).clamp(max=num_blocks)
 
@@ -115,7 +78,7 @@ def build_mask(
         cells: the keys' cells.
         layout: the batch.
         recipe: how much is kept.
-        floor_R: float32 [R] of ``floor_rows``, on the device of q; zeros where None.
+        floor_R: float32 [R] 1 makes a row exact, on the device of q; zeros where None.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
     Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
@@ -178,7 +141,7 @@ def choose_blocks(mass_HRB: torch.Tensor, floor_R: torch.Tensor, recipe: MaskRec
 
     Args:
         mass_HRB: float32 [H, rows, blocks], shares of the softmax, each row's sum 1.
-        floor_R: float32 [rows], see ``floor_rows``.
+        floor_R: float32 [rows], 0 to 1; 1 makes a row exact.
         recipe: how much is kept.
     """
     num_heads, num_rows, num_blocks = mass_HRB.shape

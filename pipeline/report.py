@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from lodestream.actors.options import EncodeCounts
+from lodestream.pipeline.attention_report import AttentionSetting, report_attention
 from lodestream.pipeline.changes import Survey
 from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, StageOutput
 
@@ -37,6 +38,7 @@ class RunReport:
     ``num_by_status``  documents that were read, by what became of them
     ``in_quarantine``  doc_ids in quarantine at the end, whichever run put them there
     ``deleted``      documents whose name is gone; ``moved_from`` are those of them that live on under another
+    ``attention``    how the run was asked to attend
     ``lag_s``        from the sources' watermark to the end of the run: how old what is published is at most
     """
 
@@ -52,6 +54,7 @@ class RunReport:
     deleted: int = 0
     resumed: int = 0
     counts: EncodeCounts = field(default_factory=EncodeCounts)
+    attention: AttentionSetting = field(default_factory=AttentionSetting)
     snapshot_before: int | None = None
     snapshot_after: int | None = None
     warnings: list[str] = field(default_factory=list)
@@ -137,6 +140,7 @@ class RunReport:
                 "overhead": counts.tokens_overhead,
                 "base": counts.tokens_base,
             },
+            "attention": report_attention(self.attention, counts),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(counts.seconds.items())},
             "snapshot": {"before": self.snapshot_before, "after": self.snapshot_after},
             "sources": self.sources,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lodestream.actors.attention import read_gate
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ConfigError, StoreNotFound
+from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.precision import native_precision
 from lodestream.pipeline.config import Config, LoadedConfig
 from lodestream.storage.location import Location
@@ -20,7 +23,7 @@ def make_featurizer(loaded: LoadedConfig, stored_recipe: dict[str, Any] | None) 
     """The featurizer that a configuration asks for.
 
     ``encoder.precision = auto`` takes the precision of the store's features where there are some: vectors of two
-    precisions in one store would differ for no reason that shows.
+    precisions in one store would differ for no reason that shows. The gate of sparse attention is the store's too.
 
     Raises:
         ConfigError: the store's precision is not native on this processor.
@@ -28,7 +31,44 @@ def make_featurizer(loaded: LoadedConfig, stored_recipe: dict[str, Any] | None) 
     options = read_options(loaded)
     if options.precision == "auto" and stored_recipe:
         options = replace(options, precision=_keep_precision(str(stored_recipe["precision"])))
-    return Featurizer(options)
+    featurizer = Featurizer(options)
+    return _take_gate(featurizer, stored_recipe) or featurizer
+
+
+def fix_gate(featurizer: Featurizer, recipes: Sequence[dict[str, Any]], *, num_threads: int) -> Featurizer:
+    """The featurizer with a gate of its own, where segments may be so long that one decides anything.
+
+    Args:
+        featurizer: of ``make_featurizer``.
+        recipes: of the store's features and of staged work, the first that has a gate counts.
+        num_threads: threads of the encoder, 0 = one a core.
+
+    Returns:
+        A featurizer whose gate is one of the recipes'; else it is measured, which takes a few seconds.
+    """
+    if not featurizer.needs_gate:
+        return featurizer
+    for recipe in recipes:
+        found = _take_gate(featurizer, recipe)
+        if found is not None:
+            return found
+    set_threads(num_threads)
+    from lodestream.actors.gate_measurement import measure_gate
+
+    gate = measure_gate(
+        engine=featurizer.engine,
+        precision=featurizer.precision,
+        head_dim=featurizer.head_dim,
+        max_tokens=featurizer.segment_options.max_tokens,
+    )
+    return Featurizer(replace(featurizer.options, gate=gate))
+
+
+def _take_gate(featurizer: Featurizer, recipe: dict[str, Any] | None) -> Featurizer | None:
+    if not recipe or not recipe.get("attention"):
+        return None
+    gate = read_gate(recipe, engine=featurizer.engine, head_dim=featurizer.head_dim)
+    return None if gate is None else Featurizer(replace(featurizer.options, gate=gate))
 
 
 def read_options(loaded: LoadedConfig) -> FeaturizerOptions:
@@ -45,6 +85,8 @@ def read_options(loaded: LoadedConfig) -> FeaturizerOptions:
         target_tokens=config.segment.target_tokens,
         heading_prefix=config.segment.heading_prefix,
         base_below=config.density.base_below,
+        attention=config.encoder.attention,
+        quality=config.encoder.quality,
     )
 
 
@@ -58,7 +100,16 @@ def options_of_recipe(recipe: dict[str, Any]) -> FeaturizerOptions:
         target_tokens=int(segment["target_tokens"]),
         heading_prefix=bool(segment["heading_prefix"]),
         base_below=float(recipe["base_below"]),
+        **_read_attention(recipe.get("attention")),
     )
+
+
+def _read_attention(stored: dict[str, Any] | None) -> dict[str, Any]:
+    """The options of sparse attention; a recipe says nothing of it where no segment can be sparse."""
+    if not stored:
+        return {"attention": "dense"}
+    gate = GateTable.from_dict(stored["gate"]) if stored["mode"] == "auto" else None
+    return {"attention": stored["mode"], "quality": stored["quality"], "gate": gate}
 
 
 def _keep_precision(stored: str) -> str:

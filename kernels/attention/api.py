@@ -11,12 +11,12 @@ from typing import Final, Literal
 import torch
 
 from lodestream.kernels.attention import cpu
+from lodestream.kernels.attention.budget import HEAD_DIMS
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import SampledError, correct_rows
 from lodestream.kernels.attention.layout import BlockMask
 from lodestream.kernels.fused_forms import import_fused
 
-HEAD_DIMS: Final = (32, 64, 128)
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -104,3 +104,8 @@ CPU_GATES: Final = (
     GateTable(engine="torch-cpu bf16", head_dim=64, points=((512, 0.0), (1024, 0.0), (2048, 0.4), (8192, 0.6))),
 )
 """Break-even of ``docs/bench/sparse_attention.jsonl``, correction rows included; a test holds them to that file."""
+
+
+def find_gate(engine: str, head_dim: int) -> GateTable | None:
+    """The table that comes with this version; None where none was measured for this engine and head dim."""
+    return next((gate for gate in CPU_GATES if (gate.engine, gate.head_dim) == (engine, head_dim)), None)

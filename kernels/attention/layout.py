@@ -16,8 +16,10 @@ from typing import Final
 
 import torch
 
+from lodestream.kernels.attention import budget
+
 QUERY_BLOCKS: Final = (64, 128)
-KEY_BLOCK: Final = 64
+KEY_BLOCK: Final = budget.KEY_BLOCK
 CELL: Final = 16
 CELLS_PER_BLOCK: Final = KEY_BLOCK // CELL
 CELL_TILE: Final = 32

@@ -50,7 +50,8 @@ def summarise_run(report: RunReport) -> str:
     before = "none" if report.snapshot_before is None else report.snapshot_before
     encoded = f"{segments['encoded']} of {segments['total']} segments encoded"
     if segments["total"]:
-        encoded += f" ({share} of tokens, {_percent(tokens['base'], tokens['total'])} base)"
+        sparse = _percent(values["attention"]["tokens"]["sparse"], tokens["encoded"])
+        encoded += f" ({share} of tokens, {_percent(tokens['base'], tokens['total'])} base, {sparse} sparse)"
     lag = "" if report.lag_s is None else f" | lag {format_seconds(report.lag_s)}"
     cursors = "".join(f" | {show_cursor(name, source)}" for name, source in values["sources"].items())
     return (

@@ -10,6 +10,7 @@ import typer
 
 from lodestream.errors import ConfigError, LeaseHeld, LodestreamError
 from lodestream.pipeline.cli import output
+from lodestream.pipeline.cli.attention import describe_attention
 from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json, Overrides, load, note_flags
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ def carry_out(
     shares = output.stage_shares(report)
     if shares:
         output.tell(shares)
+    attention = describe_attention(report.as_dict()["attention"])
+    if attention:
+        output.tell(f"attention: {attention}")
     typer.echo(output.summarise_run(report))
     sys.stdout.flush()
 

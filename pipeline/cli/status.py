@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from lodestream.pipeline.cli import output
+from lodestream.pipeline.cli.attention import describe_attention
 from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
 
 WATCH_INTERVAL_S: Final = 2.0
@@ -69,6 +70,9 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
         tally = ", ".join([f"{documents['seen']} seen", *others])
         lines.append(f"last run   {last['run_id']}: {last['seconds']:.1f}s, {tally}")
         lines.append(f"           {segments['encoded']} of {segments['total']} segments encoded, {last['backend']}")
+        attention = describe_attention(last["attention"]) if "attention" in last else ""
+        if attention:
+            lines.append(f"attention  {attention}")
     recent = values.get("recent_runs", [])
     lines += [_describe_run(entry) for entry in reversed(recent[-SHOWN_RUNS:-1])]
     return lines

@@ -1,28 +1,21 @@
-"""What an encoder calls: errors that are measured tell the truth, and segments over the bound climb."""
+"""What an encoder calls: errors that are measured tell the truth, and layers over the bound climb."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
+from lodestream.kernels.attention.budget import SegmentPlan, cut_segment, plan_segment
 from lodestream.kernels.attention.correction import SampledError
 from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
-from lodestream.kernels.block_mask import MaskRecipe, floor_rows
-from lodestream.kernels.sparse_attention import (
-    ErrorTally,
-    Ladder,
-    attend_sparsely,
-    climb,
-    measure_segments,
-    pick_sparse,
-)
+from lodestream.kernels.block_mask import MaskRecipe
+from lodestream.kernels.sparse_attention import ErrorTally, SparseSegment, attend_sparsely
 from tests.support.attention_oracle import make_inputs
-
-LADDER = (0.25, 0.5, 1.0)
 
 
 def make_smooth_inputs(lengths: Sequence[int], noise: Sequence[float]) -> tuple[torch.Tensor, ...]:
@@ -43,76 +36,88 @@ def make_error(values: list[float]) -> SampledError:
 def test_measured_error_is_that_of_all_tokens_or_a_little_more(share: float) -> None:
     layout = plan_blocks([2000])
     q, k, v = make_smooth_inputs([2000], [0.2])
-    result = attend_sparsely(q, k, v, layout, MaskRecipe(max_share=share))
+    result, _ = attend_sparsely(q, k, v, layout, MaskRecipe(max_share=share))
     dense = attend_dense(q, k, v, layout)
     true = (result.out_THD - dense).flatten(1).norm(dim=1) / dense.flatten(1).norm(dim=1)
     assert result.error is not None
-    measured = float(measure_segments([result.error])[0])
+    measured = float(result.error.summarise()[0][0])
     assert float(true.mean()) <= measured <= 3 * float(true.mean())
 
 
-def test_density_makes_rows_exact() -> None:
+def test_rows_of_full_density_are_exact() -> None:
     layout = plan_blocks([1500])
     q, k, v = make_inputs(1500, 32)
-    density = torch.zeros(1500)
-    density[512:640] = 1
-    floor = floor_rows(density, layout, exact_density=0.9)
-    result = attend_sparsely(q, k, v, layout, MaskRecipe(max_share=0.4), floor_R=floor)
+    floor = torch.zeros(layout.num_rows)
+    floor[4] = 1
+    result, _ = attend_sparsely(q, k, v, layout, MaskRecipe(max_share=0.4), floor_R=floor)
     error = (result.out_THD - attend_dense(q, k, v, layout)).flatten(1).norm(dim=1)
     assert float(error[512:640].max()) < 1e-4 < float(error[640:].mean())
 
 
-def test_gate_closes_for_short_segments_and_for_those_that_are_mostly_exact() -> None:
-    layout = plan_blocks([1000, 4096, 4096])
-    gate = GateTable(engine="e", head_dim=32, points=((2048, 0.5),))
-    floor = torch.zeros(layout.num_rows)
-    floor[layout.segments[2].rows] = 1
-    recipe = MaskRecipe(max_share=0.4)
-    assert pick_sparse(layout, recipe, gate, floor_R=floor) == [False, True, False]
-    assert pick_sparse(layout, MaskRecipe(max_share=0.6), gate) == [False, False, False]
+def make_plan(
+    num_tokens: int, *, shares: tuple[float, ...], bound: float, last_dense: bool = False, steps: int = 0
+) -> SegmentPlan:
+    floor_steps = np.full(cut_segment(num_tokens).num_rows, steps, np.int8)
+    gate = GateTable(engine="e", head_dim=32, points=((1, 1.0),))
+    plan = plan_segment(num_tokens, floor_steps, shares=shares, bound=bound, last_dense=last_dense, gate=gate)
+    assert plan is not None
+    return plan
 
 
-def test_segments_over_the_bound_climb_alone_or_together() -> None:
-    lengths, noise = [700, 900, 800, 600], [0.01, 1.5, 0.02, 1.0]
-    layout = plan_blocks(lengths)
-    qkv = make_smooth_inputs(lengths, noise)
-    asked: list[tuple[tuple[int, ...], float]] = []
+def run_layers(plan: SegmentPlan, layers: Sequence[Sequence[torch.Tensor]]) -> tuple[SparseSegment, list[torch.Tensor]]:
+    segment = SparseSegment(plan, num_layers=len(layers))
+    return segment, [segment.attend(number, q, k, v) for number, (q, k, v) in enumerate(layers)]
 
-    def encode(numbers: Sequence[int], share: float) -> torch.Tensor | None:
-        asked.append((tuple(numbers), share))
-        if share == 1:
-            return None
-        segments = [layout.segments[number] for number in numbers]
-        own = [torch.cat([x[segment.tokens] for segment in segments]) for x in qkv]
-        own_layout = plan_blocks([segment.num_tokens for segment in segments])
-        error = attend_sparsely(own[0], own[1], own[2], own_layout, MaskRecipe(max_share=share)).error
-        assert error is not None
-        return measure_segments([error])
 
-    first = encode(range(4), LADDER[0])
-    assert first is not None
-    bound = float(first.sort().values[1])
-    asked.clear()
-    together = climb(encode, 4, Ladder(shares=LADDER, bound=bound))
-    assert asked[0] == ((0, 1, 2, 3), 0.25)
-    assert len(asked[1][0]) == 2, "two of them are over a bound that two of them keep"
-    alone = [climb(lambda _, s, n=n: encode([n], s), 1, Ladder(shares=LADDER, bound=bound))[0] for n in range(4)]  # type: ignore[misc]
-    assert alone == together
-    assert climb(encode, 4, Ladder(shares=LADDER, bound=0)) == [1.0] * 4
-    assert climb(encode, 4, Ladder(shares=LADDER, bound=1e9)) == [0.25] * 4
+def test_a_layer_over_the_bound_climbs_and_ends_within_it() -> None:
+    layers = [make_smooth_inputs([1500], [noise]) for noise in (0.01, 1.5, 0.01)]
+    easy = run_layers(make_plan(1500, shares=(0.25, 0.6), bound=1e9), layers)[0]
+    assert easy.num_climbs == 0
+    errors = [mean for mean, _ in easy.tally.summarise()]
+    bound = (max(errors[0], errors[2]) + errors[1]) / 2
+    plan = make_plan(1500, shares=(0.25, 0.6), bound=bound)
+    climbed, outs = run_layers(plan, layers)
+    assert climbed.num_climbs >= 1
+    assert climbed.kept[0] < 0.35 < climbed.kept[1] <= climbed.kept[2], "a segment stays on the rung it climbed to"
+    assert all(mean <= 1.03 * bound for mean, _ in climbed.tally.summarise())
+    again = run_layers(plan, layers)[1]
+    assert all(torch.equal(one, other) for one, other in zip(outs, again, strict=True)), "no state between calls"
+
+
+def test_bound_that_nothing_keeps_ends_dense() -> None:
+    layers = [make_smooth_inputs([700], [0.5])] * 2
+    segment, outs = run_layers(make_plan(700, shares=(0.3,), bound=0), layers)
+    layout = plan_blocks([700])
+    assert segment.kept == [1.0, 1.0] and segment.num_climbs == 1
+    assert all(torch.equal(out, attend_dense(*layers[0], layout)) for out in outs)
+    assert segment.tally.summarise() == [(0.0, 0.0)] * 2
 
 
 def test_an_error_that_is_no_number_climbs() -> None:
-    used = climb(lambda numbers, _: torch.full((len(numbers),), float("nan")), 2, Ladder(shares=LADDER, bound=1e9))
-    assert used == [1.0, 1.0]
+    q, k, v = make_smooth_inputs([700], [0.5])
+    v[600] = float("nan")
+    assert run_layers(make_plan(700, shares=(0.3,), bound=1e9), [(q, k, v)])[0].num_climbs == 1
 
 
-def test_error_of_a_segment_is_that_of_its_worst_layer() -> None:
-    errors = [
-        SampledError(before_S=x, after_S=x, bounds=(0, 2, 3))
-        for x in (torch.tensor([0.1, 0.3, 0.0]), torch.tensor([0.0, 0.1, 0.5]))
-    ]
-    torch.testing.assert_close(measure_segments(errors), torch.tensor([0.2, 0.5]))
+def test_last_layer_is_dense_where_the_plan_says_so() -> None:
+    layers = [make_smooth_inputs([700], [0.5])] * 2
+    segment = run_layers(make_plan(700, shares=(0.3,), bound=1e9, last_dense=True), layers)[0]
+    assert segment.kept[0] < 0.4 and segment.kept[1] == 1.0
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_the_number_of_threads(head_dim: int, dtype: torch.dtype) -> None:
+    qkv = [x.to(dtype) for x in make_inputs(3000, head_dim)]
+    plan = make_plan(3000, shares=(0.4,), bound=1e9)
+    before, outs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outs.append(run_layers(plan, [qkv])[1][0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
 
 
 def test_tally_of_parts_is_that_of_the_whole() -> None:
@@ -136,11 +141,3 @@ def test_tally_takes_what_is_nothing_or_no_number() -> None:
     assert tally.summarise()[0][1] == pytest.approx(2**-20)
     tally.add(0, make_error([float("nan"), float("inf"), 1e30]))
     assert tally.summarise()[0][1] > 10
-
-
-@pytest.mark.parametrize(
-    ("shares", "bound"), [((0.5, 0.25, 1.0), 0.1), ((0.5,), 0.1), ((), 0.1), ((0.0, 1.0), 0.1), ((1.0,), -1.0)]
-)
-def test_ladders_that_lead_nowhere_are_refused(shares: tuple[float, ...], bound: float) -> None:
-    with pytest.raises(ValueError, match="ladder|bound"):
-        Ladder(shares=shares, bound=bound)

@@ -1,0 +1,73 @@
+"""Measures when sparse attention is worth it on this machine: once, when a feature version is made.
+
+The table is kept in the recipe of the feature version, so that every later run, on whatever machine, takes the same
+path for the same segment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from lodestream.actors.attention import SPARSE_FROM
+from lodestream.kernels.attention.budget import cut_segment
+from lodestream.kernels.attention.dense import attend_dense
+from lodestream.kernels.attention.gate import GateTable, Measurement, build_gate
+from lodestream.kernels.attention.layout import plan_blocks
+from lodestream.kernels.block_mask import MaskRecipe
+from lodestream.kernels.sparse_attention import attend_sparsely
+
+LENGTHS: Final = (SPARSE_FROM["auto"], 4096, 8192)
+"""Longer segments take the last one's break-even, shorter ones are dense: see docs/kernels.md."""
+
+SHARES: Final = (0.25, 0.4, 0.6, 0.8)
+NUM_HEADS: Final = 1
+ROUNDS: Final = 3
+_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def measure_gate(*, engine: str, precision: str, head_dim: int, max_tokens: int) -> GateTable:
+    """The break-even table of this machine, with the threads that torch has now.
+
+    Args:
+        engine: what the table is to name.
+        precision: "fp32" or "bf16".
+        head_dim: D.
+        max_tokens: of a segment; longer ones are not measured.
+
+    Dense and sparse attention take turns, and the fastest of ROUNDS counts: what else the machine does makes single
+    rounds slower, never faster. Cost: a few seconds at 8,192 tokens and one thread.
+    """
+    measurements = []
+    with torch.inference_mode():
+        for num_tokens in LENGTHS:
+            if num_tokens <= max_tokens:
+                measurements += _measure_length(num_tokens, head_dim, _DTYPES[precision])
+    return build_gate(engine, head_dim, measurements)
+
+
+def _measure_length(num_tokens: int, head_dim: int, dtype: torch.dtype) -> list[Measurement]:
+    cut = cut_segment(num_tokens)
+    layout = plan_blocks([num_tokens], query_block=cut.query_block)
+    # Time depends on the number of blocks alone, so that any values do.
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, num_tokens, NUM_HEADS, head_dim, generator=generator).to(dtype)
+
+    def attend_share(share: float) -> Callable[[], object]:
+        recipe = MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach)
+        return lambda: attend_sparsely(q, k, v, layout, recipe)
+
+    forms: list[Callable[[], object]] = [lambda: attend_dense(q, k, v, layout), *map(attend_share, SHARES)]
+    fastest = [float("inf")] * len(forms)
+    for _ in range(ROUNDS):
+        for place, form in enumerate(forms):
+            started = time.perf_counter()
+            form()
+            fastest[place] = min(fastest[place], time.perf_counter() - started)
+    return [
+        Measurement(num_tokens=num_tokens, kept_share=share, ratio=seconds / fastest[0])
+        for share, seconds in zip(SHARES, fastest[1:], strict=True)
+    ]
