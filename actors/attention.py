@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lodestream.kernels.architectures.description import EncoderDescription
 from lodestream.kernels.attention.budget import HEAD_DIMS, SegmentPlan, cut_segment, plan_segment, step_rows
 from lodestream.kernels.attention.gate import GateTable, find_gate
 
@@ -123,13 +124,14 @@ class AttentionPolicy:
         )
 
 
-def find_obstacle(config: Mapping[str, Any], head_dim: int) -> str | None:
+def find_obstacle(model: EncoderDescription) -> str | None:
     """Why a model's attention cannot be sparse; None where it can."""
-    if head_dim not in HEAD_DIMS:
-        return f"heads are {head_dim} wide, which is none of {', '.join(map(str, HEAD_DIMS))}"
-    num_heads = config["num_attention_heads"]
-    if config.get("num_key_value_heads", num_heads) != num_heads:
+    if model.head_dim not in HEAD_DIMS:
+        return f"heads are {model.head_dim} wide, which is none of {', '.join(map(str, HEAD_DIMS))}"
+    if model.num_key_heads != model.num_heads:
         return "heads of queries share heads of keys"
+    if model.is_causal:
+        return "a token sees those before it only"
     return None
 
 

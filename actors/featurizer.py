@@ -124,6 +124,7 @@ class Featurizer:
             special_after=self.tokenizer.suffix_ids,
             batch_tokens=self.options.batch_tokens,
             policy=self.attention,
+            num_layers=len(self.model.description.layers),
         )
 
     @cached_property
@@ -142,13 +143,9 @@ class Featurizer:
         return SegmentOptions(
             max_tokens=max_tokens,
             target_tokens=self.options.target_tokens,
+            over_headings=self.options.over_headings,
             heading_prefix=self.options.heading_prefix,
         )
-
-    @cached_property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.model.dim // int(self.model.config["num_attention_heads"])
 
     @property
     def engine(self) -> str:
@@ -161,26 +158,28 @@ class Featurizer:
         return (
             self.options.attention == "auto"
             and self.options.gate is None
-            and find_obstacle(self.model.config, self.head_dim) is None
+            and find_obstacle(self.model.description) is None
             and self.segment_options.max_tokens >= SPARSE_FROM["auto"]
         )
 
     @cached_property
     def attention(self) -> AttentionPolicy | None:
         """Which segments are attended sparsely; None where none can be, ``why_dense`` says why."""
-        mode, obstacle = self.options.attention, find_obstacle(self.model.config, self.head_dim)
+        mode, obstacle = self.options.attention, find_obstacle(self.model.description)
         if obstacle and mode == "sparse":
             raise ConfigError(
                 f"encoder.attention = sparse, but of this model {obstacle}", "set encoder.attention to auto or dense"
             )
         if obstacle or self.segment_options.max_tokens < SPARSE_FROM[mode]:
             return None
-        return make_policy(mode, self.options.quality, self.options.gate, engine=self.engine, head_dim=self.head_dim)
+        return make_policy(
+            mode, self.options.quality, self.options.gate, engine=self.engine, head_dim=self.model.description.head_dim
+        )
 
     @property
     def why_dense(self) -> str | None:
         """Why no segment can be sparse; None where one can."""
-        mode, obstacle = self.options.attention, find_obstacle(self.model.config, self.head_dim)
+        mode, obstacle = self.options.attention, find_obstacle(self.model.description)
         longest = self.segment_options.max_tokens
         if mode == "dense":
             return "encoder.attention = dense"
@@ -209,7 +208,7 @@ class Featurizer:
             "codec": CODEC,
             "density": self.density.identity,
             "base_below": self.options.base_below,
-            "segment": asdict(self.segment_options),
+            "segment": _describe_segments(self.segment_options),
             "spans_version": SPANS_VERSION,
             "recipe_version": RECIPE_VERSION,
         }
@@ -437,6 +436,11 @@ def _document_names(prepared: pa.Table) -> list[DocumentName]:
             strict=True,
         )
     ]
+
+
+def _describe_segments(options: SegmentOptions) -> dict[str, Any]:
+    # Recipes from before there was the option do not name it, and mean the same.
+    return {name: value for name, value in asdict(options).items() if name != "over_headings" or value}
 
 
 def _hash_recipe(recipe: Mapping[str, Any]) -> str:

@@ -44,12 +44,14 @@ class LeafEncoder:
         special_after: NDArray[np.int32],
         batch_tokens: int,
         policy: AttentionPolicy | None,
+        num_layers: int,
     ) -> None:
         self._encoder = encoder
         self._before = special_before
         self._after = special_after
         self._batch_tokens = batch_tokens
         self._policy = policy
+        self._num_layers = num_layers
 
     def encode(
         self, wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
@@ -84,8 +86,8 @@ class LeafEncoder:
         plan = batch[0].plan
         if plan is None:
             return self._encoder.encode(packed)
-        sparse = SparseSegment(plan, num_layers=self._encoder.num_layers)
-        states = self._encoder.encode(packed, sparse=sparse)
+        sparse = SparseSegment(plan, num_layers=self._num_layers)
+        states = self._encoder.encode(packed, attend=sparse)
         counts.add(
             EncodeCounts(
                 tokens_sparse=batch[0].num_tokens,

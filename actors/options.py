@@ -23,6 +23,7 @@ class FeaturizerOptions:
         batch_tokens: packed tokens an encoder call; changes speed, never a vector.
         max_tokens: tokens of a segment, special tokens included; 0 = the model's own.
         target_tokens: paragraphs shorter than this may share a segment with their neighbours.
+        over_headings: segments may reach over headings; else each heading starts one.
         heading_prefix: put the headings above a segment before it.
         base_below: paragraphs of lower density get base features (no sentence rows); 0 = every paragraph is fine.
         attention: "auto" attends long segments sparsely where the gate says that this is faster, "sparse" wherever it
@@ -36,6 +37,7 @@ class FeaturizerOptions:
     batch_tokens: int = 2048
     max_tokens: int = 0
     target_tokens: int = 32
+    over_headings: bool = False
     heading_prefix: bool = False
     base_below: float = BASE_BELOW
     attention: AttentionMode = "auto"

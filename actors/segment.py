@@ -41,11 +41,13 @@ class SegmentOptions:
     ``max_tokens``     most tokens of a segment, special and heading-prefix tokens included; at least MIN_MAX_TOKENS
     ``target_tokens``  a paragraph of n tokens starts a segment with a chance of n / target_tokens, decided by its own
                        content; 1 makes every paragraph, with the headings above it, a segment of its own
+    ``over_headings``  whether a segment may reach over headings; else each heading starts one
     ``heading_prefix`` whether the encoder sees the path of headings before each segment, at most max_tokens // 4 tokens
     """
 
     max_tokens: int
     target_tokens: int = 32
+    over_headings: bool = False
     heading_prefix: bool = False
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ def outline_documents(
     for text, own in zip(texts, blocks, strict=True):
         paragraphs = _place_tokens(text, own, batch, at, limit)
         at += len(own)
-        outline = _outline(text, paragraphs, options.target_tokens, limit)
+        outline = _outline(text, paragraphs, options, limit)
         outlines.append(outline)
         paths += [paragraphs.blocks[first].heading_path for first in outline.segment_paragraphs[:, 0].tolist()]
     return _add_prefixes(outlines, paths, tokenizer, options.max_prefix_tokens) if options.heading_prefix else outlines
@@ -174,12 +176,19 @@ def _place_tokens(text: str, blocks: list[Paragraph], batch: TokenBatch, at: int
     return _Placed(blocks=placed, tokens=tokens, bounds=np.array(bounds, np.int32))
 
 
-def _outline(text: str, placed: _Placed, target_tokens: int, limit: int) -> Outline:
+def _outline(text: str, placed: _Placed, options: SegmentOptions, limit: int) -> Outline:
     blocks, bounds = placed.blocks, placed.bounds
     spans = np.stack([bounds[:-1], bounds[1:]], axis=1)
     kinds = tuple(block.kind for block in blocks)
     sentence_chars, sentence_tokens, owners = _cut_sentences(text, placed)
-    segments = cut_segments(kinds, placed.tokens.ids, bounds, target_tokens=target_tokens, limit=limit)
+    segments = cut_segments(
+        kinds,
+        placed.tokens.ids,
+        bounds,
+        target_tokens=options.target_tokens,
+        limit=limit,
+        over_headings=options.over_headings,
+    )
     return Outline(
         title=_find_title(text, blocks),
         token_ids=placed.tokens.ids,
@@ -218,7 +227,13 @@ def _cut_sentences(text: str, placed: _Placed) -> tuple[Int32Array, Int32Array, 
 
 
 def cut_segments(
-    kinds: Sequence[str], token_ids: Int32Array, bounds: Int32Array, *, target_tokens: int, limit: int
+    kinds: Sequence[str],
+    token_ids: Int32Array,
+    bounds: Int32Array,
+    *,
+    target_tokens: int,
+    limit: int,
+    over_headings: bool = False,
 ) -> Int32Array:
     """Runs of paragraphs that are encoded together.
 
@@ -231,6 +246,7 @@ def cut_segments(
         bounds: int32 [P + 1]; paragraph p has tokens bounds[p]:bounds[p + 1], never none.
         target_tokens: see SegmentOptions.
         limit: most tokens of a segment.
+        over_headings: a heading is like any other paragraph, but that what follows it starts no segment.
 
     Returns:
         int32 [G, 2], half-open runs of paragraphs.
@@ -242,7 +258,9 @@ def cut_segments(
     is_heading = np.fromiter((kind == "heading" for kind in kinds), np.bool_, num_paragraphs)
     after_heading = np.append(False, is_heading[:-1])
     chance = np.diff(bounds) / target_tokens
-    opens = ((hashes >> np.uint64(11)) * 2.0**-53 < chance) | is_heading
+    opens = (hashes >> np.uint64(11)) * 2.0**-53 < chance
+    if not over_headings:
+        opens |= is_heading
     opens &= ~after_heading
     opens[0] = True
     borders = np.append(np.flatnonzero(opens), num_paragraphs)

@@ -17,10 +17,10 @@ from lodestream.kernels.attention.api import Attended, attend
 from lodestream.kernels.attention.budget import FLOOR_STEPS, SegmentPlan
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import SampledError
-from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.error_bins import BINS_PER_DOUBLING, NUM_BINS, SMALLEST_EXPONENT, summarise_bins
 from lodestream.kernels.attention.layout import BlockLayout, BlockMask, plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
+from lodestream.kernels.segment_attention import AttentionLayer, DenseAttention
 
 
 def attend_sparsely(
@@ -52,10 +52,12 @@ def attend_sparsely(
 
 
 class SparseSegment:
-    """The attention of one segment in one encoder call: each layer on the lowest rung that keeps it within the bound.
+    """The attention of one segment in one encoder call, an ``Attend``: each layer on the lowest rung that keeps it
+    within the bound.
 
     A layer over the bound is computed again on the next rung, where the segment then stays: what made one layer hard
-    makes the next hard too, and a segment that climbed in every layer would cost more than dense attention.
+    makes the next hard too, and a segment that climbed in every layer would cost more than dense attention. Layers with
+    a window are computed as they are anyway.
 
     Guarantees: the states depend on the segment and its plan alone, the rungs included.
     """
@@ -63,49 +65,60 @@ class SparseSegment:
     def __init__(self, plan: SegmentPlan, *, num_layers: int) -> None:
         """Args:
         plan: of the segment.
-        num_layers: layers that ``attend`` is called for.
+        num_layers: of the encoder.
         """
         self.plan = plan
         self.tally = ErrorTally(num_layers=num_layers)
         """Errors of what was used, by layer."""
         self.num_climbs = 0
-        """Layers that were computed again."""
+        """How often a layer was computed again."""
         self.kept: list[float] = []
-        """Share of the pairs that each layer computed exactly in the end."""
+        """Share of the pairs that each layer without a window computed exactly in the end."""
         self._layout = plan_blocks([plan.cut.num_tokens], query_block=plan.cut.query_block)
         self._floor_R = torch.tensor(plan.floor_steps, dtype=torch.float32) / FLOOR_STEPS
         self._rung = 0
+        self._dense: DenseAttention | None = None
 
-    def attend(
-        self, layer: int, q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, *, scale: float | None = None
-    ) -> torch.Tensor:
-        """[T, H, D]: attention of one layer; layers are asked for in their order.
-
-        Args:
-            layer: from 0 on.
-            q_THD, k_THD, v_THD: [T, H, D], see ``attention.api.attend``.
-            scale: factor of the logits, 1 / sqrt(D) where None.
+    def __call__(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        """[R, H D] from [R, N, D], see ``segment_attention.Attend``.
 
         Reading the error waits for the device once a layer, on a CPU for nothing.
         """
-        ladder = self.plan.ladder
-        is_last = layer == self.tally.num_layers - 1
-        while ladder.shares[self._rung] < 1 and not (is_last and self.plan.last_dense):
-            cut = self.plan.cut
+        num_tokens = self.plan.cut.num_tokens
+        if layer.reach is not None and layer.reach < num_tokens - 1:
+            return self._attend_densely(heads_RND, layer)
+        if not (self.plan.last_dense and layer.index == self.tally.num_layers - 1):
+            mixed_THD = self._climb(heads_RND[:num_tokens], layer)
+            if mixed_THD is not None:
+                mixed_RC = heads_RND.new_zeros(len(heads_RND), layer.num_heads * heads_RND.shape[2])
+                mixed_RC[:num_tokens] = mixed_THD.flatten(1)
+                return mixed_RC
+        self.kept.append(1.0)
+        return self._attend_densely(heads_RND, layer)
+
+    def _climb(self, heads_TND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor | None:
+        """[T, H, D] on the first rung from the present one that keeps the bound; None where that is the dense one."""
+        ladder, cut = self.plan.ladder, self.plan.cut
+        q, k, v = layer.split(heads_TND)
+        while ladder.shares[self._rung] < 1:
             recipe = MaskRecipe(max_share=ladder.shares[self._rung], count_step=cut.count_step, reach=cut.reach)
-            result, mask = attend_sparsely(
-                q_THD, k_THD, v_THD, self._layout, recipe, floor_R=self._floor_R.to(q_THD.device), scale=scale
-            )
+            floor_R = self._floor_R.to(q.device)
+            result, mask = attend_sparsely(q, k, v, self._layout, recipe, floor_R=floor_R, scale=layer.scale)
             assert result.error is not None
             # An error that is no number is over every bound.
             if float(result.error.summarise()[0][0]) <= ladder.bound:
-                self.tally.add(layer, result.error)
+                self.tally.add(layer.index, result.error)
                 self.kept.append(float(mask.keep_HP.float().mean()))
                 return result.out_THD
             self._rung += 1
             self.num_climbs += 1
-        self.kept.append(1.0)
-        return attend_dense(q_THD, k_THD, v_THD, self._layout, scale=scale)
+        return None
+
+    def _attend_densely(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+        if self._dense is None:
+            lengths, num_rows = [self.plan.cut.num_tokens], len(heads_RND)
+            self._dense = DenseAttention(lengths, num_rows=num_rows, dtype=heads_RND.dtype)
+        return self._dense(heads_RND, layer)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -59,6 +59,6 @@ def _explain(setting: AttentionSetting, counts: EncodeCounts) -> str | None:
     if counts.longest_segment < setting.from_tokens:
         return (
             f"the longest segment has {counts.longest_segment} tokens, and sparse attention begins at "
-            f"{setting.from_tokens}; segment.target_tokens makes them longer"
+            f"{setting.from_tokens}; segment.target_tokens and segment.over_headings make them longer"
         )
     return "the long segments are so dense that dense attention is as fast"

@@ -69,11 +69,13 @@ class SegmentConfig(Section):
 
     ``max_tokens``      the longest segment, special tokens included; 0 takes the model's own limit
     ``target_tokens``   the length segments are cut towards
+    ``over_headings``   whether a segment may reach over headings; else each heading starts one
     ``heading_prefix``  whether a segment is preceded by the headings it stands under
     """
 
     max_tokens: int = Field(default=0, ge=0)
     target_tokens: int = Field(default=32, ge=1)
+    over_headings: bool = False
     heading_prefix: bool = False
 
     @model_validator(mode="after")
@@ -373,6 +375,7 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 [segment]
 # max_tokens = 0                    # 0: the model's own limit
 # target_tokens = 32
+# over_headings = false             # true for long segments that reach over headings
 # heading_prefix = false            # whether the headings above a passage are read with it
 
 [density]

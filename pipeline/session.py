@@ -58,7 +58,7 @@ def fix_gate(featurizer: Featurizer, recipes: Sequence[dict[str, Any]], *, num_t
     gate = measure_gate(
         engine=featurizer.engine,
         precision=featurizer.precision,
-        head_dim=featurizer.head_dim,
+        head_dim=featurizer.model.description.head_dim,
         max_tokens=featurizer.segment_options.max_tokens,
     )
     return Featurizer(replace(featurizer.options, gate=gate))
@@ -67,7 +67,7 @@ def fix_gate(featurizer: Featurizer, recipes: Sequence[dict[str, Any]], *, num_t
 def _take_gate(featurizer: Featurizer, recipe: dict[str, Any] | None) -> Featurizer | None:
     if not recipe or not recipe.get("attention"):
         return None
-    gate = read_gate(recipe, engine=featurizer.engine, head_dim=featurizer.head_dim)
+    gate = read_gate(recipe, engine=featurizer.engine, head_dim=featurizer.model.description.head_dim)
     return None if gate is None else Featurizer(replace(featurizer.options, gate=gate))
 
 
@@ -83,6 +83,7 @@ def read_options(loaded: LoadedConfig) -> FeaturizerOptions:
         batch_tokens=config.encoder.batch_tokens,
         max_tokens=config.segment.max_tokens,
         target_tokens=config.segment.target_tokens,
+        over_headings=config.segment.over_headings,
         heading_prefix=config.segment.heading_prefix,
         base_below=config.density.base_below,
         attention=config.encoder.attention,
@@ -98,6 +99,7 @@ def options_of_recipe(recipe: dict[str, Any]) -> FeaturizerOptions:
         precision=_keep_precision(str(recipe["precision"])),
         max_tokens=int(segment["max_tokens"]),
         target_tokens=int(segment["target_tokens"]),
+        over_headings=bool(segment.get("over_headings", False)),
         heading_prefix=bool(segment["heading_prefix"]),
         base_below=float(recipe["base_below"]),
         **_read_attention(recipe.get("attention")),

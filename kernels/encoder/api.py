@@ -15,6 +15,7 @@ from lodestream.kernels.encoder.encoder import PackedEncoder
 from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.packing import PackedBatch
 from lodestream.kernels.precision import native_precision
+from lodestream.kernels.segment_attention import Attend
 from lodestream.kernels.weights import ModelFolder, Pooling, read_model_folder
 
 
@@ -45,8 +46,9 @@ class Encoder(Protocol):
     pooling: Pooling
     identity: EncoderIdentity
 
-    def encode(self, batch: PackedBatch) -> torch.Tensor:
-        """float32 [T, C]: the states of all tokens, special tokens included."""
+    def encode(self, batch: PackedBatch, *, attend: Attend | None = None) -> torch.Tensor:
+        """float32 [T, C]: the states of all tokens, special tokens included. ``attend``: attention of the layers; dense
+        where None."""
         ...
 
 

@@ -279,6 +279,18 @@ def test_large_paragraphs_start_segments_and_small_ones_mostly_join() -> None:
     assert len(found) == len(large) - 1
 
 
+def test_segments_reach_over_headings_where_they_may() -> None:
+    ids = np.arange(60, dtype=np.int32)
+    kinds, bounds = ["text", "heading", "text", "heading", "text"], np.array([0, 10, 14, 30, 34, 60], np.int32)
+    never = 10**9
+    assert len(cut_segments(kinds, ids, bounds, target_tokens=never, limit=10**6)) == 3
+    found = cut_segments(kinds, ids, bounds, target_tokens=never, limit=10**6, over_headings=True)
+    assert found.tolist() == [[0, 5]]
+    # What exceeds the limit is cut again, and not behind a heading.
+    found = cut_segments(kinds, ids, bounds, target_tokens=never, limit=40, over_headings=True)
+    assert all(kinds[end - 1] != "heading" for _, end in found.tolist()) and len(found) > 1
+
+
 def test_a_run_above_the_limit_is_not_cut_after_a_heading_if_it_can_be_cut_elsewhere() -> None:
     ids = np.arange(60, dtype=np.int32)
     kinds = ["heading", "text", "text"]
