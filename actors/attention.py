@@ -156,6 +156,22 @@ def make_policy(
     return None if found is None else AttentionPolicy(mode="auto", quality=quality, gate=found)
 
 
+def explain_dense(
+    mode: AttentionMode, model: EncoderDescription, policy: AttentionPolicy | None, *, max_tokens: int
+) -> str | None:
+    """Why no segment of up to ``max_tokens`` tokens can be sparse; None where one can."""
+    obstacle = find_obstacle(model)
+    if mode == "dense":
+        return "encoder.attention = dense"
+    if obstacle:
+        return f"of this model {obstacle}"
+    if max_tokens < SPARSE_FROM[mode]:
+        return f"segments have at most {max_tokens} tokens, and sparse attention begins at {SPARSE_FROM[mode]}"
+    if policy is None or policy.min_tokens is None:
+        return "no length was measured at which it is faster"
+    return None
+
+
 def read_gate(recipe: Mapping[str, Any], *, engine: str, head_dim: int) -> GateTable | None:
     """The gate that a stored recipe was made with; None where it has none for this engine and head dim."""
     stored = recipe.get("attention")

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lodestream.actors.attention import SPARSE_FROM, AttentionPolicy, find_obstacle, make_policy
+from lodestream.actors.attention import SPARSE_FROM, AttentionPolicy, explain_dense, find_obstacle, make_policy
 from lodestream.actors.density import DensityModel
-from lodestream.actors.features import DocumentName, LeafVectors, build_feature_rows, concat_leaves
+from lodestream.actors.documents import build_document_rows, name_documents
+from lodestream.actors.features import LeafVectors, build_feature_rows, concat_leaves
 from lodestream.actors.layout import lay_out
 from lodestream.actors.models import find_model
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
@@ -36,7 +36,6 @@ from lodestream.actors.tokenize import Tokenizer, identify_tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
 from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
-from lodestream.schema import DOCUMENTS_SCHEMA
 
 if TYPE_CHECKING:
     from lodestream.actors.leaf_encoder import LeafEncoder
@@ -154,13 +153,10 @@ class Featurizer:
 
     @property
     def needs_gate(self) -> bool:
-        """Whether a segment may be so long that a gate decides how it is attended."""
-        return (
-            self.options.attention == "auto"
-            and self.options.gate is None
-            and find_obstacle(self.model.description) is None
-            and self.segment_options.max_tokens >= SPARSE_FROM["auto"]
-        )
+        """Whether a segment may be so long that a gate decides how it is attended, and there is none yet."""
+        is_long = self.segment_options.max_tokens >= SPARSE_FROM["auto"]
+        is_open = self.options.attention == "auto" and self.options.gate is None
+        return is_open and is_long and find_obstacle(self.model.description) is None
 
     @cached_property
     def attention(self) -> AttentionPolicy | None:
@@ -179,17 +175,9 @@ class Featurizer:
     @property
     def why_dense(self) -> str | None:
         """Why no segment can be sparse; None where one can."""
-        mode, obstacle = self.options.attention, find_obstacle(self.model.description)
-        longest = self.segment_options.max_tokens
-        if mode == "dense":
-            return "encoder.attention = dense"
-        if obstacle:
-            return f"of this model {obstacle}"
-        if longest < SPARSE_FROM[mode]:
-            return f"segments have at most {longest} tokens, and sparse attention begins at {SPARSE_FROM[mode]}"
-        if self.attention is None or self.attention.min_tokens is None:
-            return "no length was measured at which it is faster"
-        return None
+        return explain_dense(
+            self.options.attention, self.model.description, self.attention, max_tokens=self.segment_options.max_tokens
+        )
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -336,7 +324,7 @@ class Featurizer:
         started = time.perf_counter()
         now_us = time.time_ns() // 1000
         dim = self.model.dim
-        names = _document_names(prepared)
+        names = name_documents(prepared)
         features = build_feature_rows(
             (
                 (name, spans, concat_leaves([known.get(f) or encoded[f] for f in spans.fingerprints()], dim))
@@ -347,7 +335,9 @@ class Featurizer:
             num_special=(len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids)),
             run_id=run_id,
         )
-        documents = self._document_rows(prepared, all_spans, now_us, run_id)
+        documents = build_document_rows(
+            prepared, all_spans, feature_version=self.feature_version, now_us=now_us, run_id=run_id
+        )
         counts.clock("combine", started)
         return EncodedBatch(features=features, documents=documents, encoded=encoded, counts=counts)
 
@@ -372,26 +362,6 @@ class Featurizer:
     ) -> dict[bytes, LeafVectors]:
         """Leaf vectors of single segments: fingerprint -> a document's spans and the segment's index there."""
         return self._leaf_encoder.encode(wanted, counts)
-
-    def _document_rows(
-        self, prepared: pa.Table, all_spans: Sequence[PreparedSpans], now_us: int, run_id: str
-    ) -> pa.Table:
-        num_rows = prepared.num_rows
-        columns = {name: prepared.column(name) for name in ("doc_id", "source", "uri", "content_hash")}
-        columns |= {name: prepared.column(name) for name in ("source_version", "title", "num_tokens")}
-        columns["text"] = pc.fill_null(prepared.column("text"), "")
-        columns |= {
-            "feature_version": pa.array([self.feature_version] * num_rows, pa.string()),
-            "num_segments": pa.array([s.num_segments for s in all_spans], pa.int32()),
-            "num_topics": pa.array([len(np.unique(s.paragraph_topics)) for s in all_spans], pa.int32()),
-            "num_paragraphs": pa.array([len(s.paragraph_kinds) for s in all_spans], pa.int32()),
-            "num_sentences": pa.array([_count_sentences(s) for s in all_spans], pa.int32()),
-            "quarantine_reason": prepared.column("quarantine_reason"),
-            "updated_at": pa.array([now_us] * num_rows, DOCUMENTS_SCHEMA.field("updated_at").type),
-            "run_id": pa.array([run_id] * num_rows, pa.string()),
-        }
-        arrays = [columns[f.name].cast(f.type) for f in DOCUMENTS_SCHEMA]
-        return pa.Table.from_arrays(arrays, schema=DOCUMENTS_SCHEMA)
 
     # ---- one text --------------------------------------------------------------------------------------------------
 
@@ -418,24 +388,6 @@ class Featurizer:
             raise DocumentError("the text has no token to encode", "give a text with at least one word")
         codes = rows.column("codes")[0].values.to_numpy().astype(np.float32)
         return np.asarray(codes / np.linalg.norm(codes), np.float32)
-
-
-def _count_sentences(spans: PreparedSpans) -> int:
-    sizes = np.diff(spans.paragraph_leaves, axis=1)[:, 0]
-    return int(sizes[spans.paragraph_fine].sum())
-
-
-def _document_names(prepared: pa.Table) -> list[DocumentName]:
-    return [
-        DocumentName(doc_id=doc_id, source=source, source_version=version, num_chars=len(text or ""))
-        for doc_id, source, version, text in zip(
-            prepared.column("doc_id").to_pylist(),
-            prepared.column("source").to_pylist(),
-            prepared.column("source_version").to_pylist(),
-            prepared.column("text").to_pylist(),
-            strict=True,
-        )
-    ]
 
 
 def _describe_segments(options: SegmentOptions) -> dict[str, Any]:
