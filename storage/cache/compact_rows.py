@@ -42,6 +42,7 @@ ENTRIES_SCHEMA: Final = pa.schema(
     [
         pa.field("key", pa.binary(KEY_BYTES)),
         pa.field("kind", pa.string()),
+        pa.field("made_at_s", pa.uint32()),
         pa.field("num_rows", pa.uint32()),
         pa.field("num_tokens", pa.uint32()),
         pa.field("is_lossy", pa.bool_()),
@@ -65,13 +66,11 @@ def can_shrink(entry: Entry) -> bool:
     return bool(rows.column("key").equals(_make_keys(entry.source, doc_id, granularity, rows.column("ordinal"))))
 
 
-def describe(kind: str, key: bytes, entry: Entry, *, codec: PageCodec) -> dict[str, Any]:
-    """The row of ENTRIES_SCHEMA."""
+def describe(entry: Entry, codec: PageCodec) -> dict[str, Any]:
+    """The row of ENTRIES_SCHEMA, but for the entry's name and time."""
     rows = entry.rows
     shared = {name: rows.column(name)[0].as_py() if rows.num_rows else "" for name in SHARED}
     return {
-        "key": key,
-        "kind": kind,
         "num_rows": rows.num_rows,
         "num_tokens": entry.num_tokens,
         "is_lossy": entry.is_lossy or codec == "int4",

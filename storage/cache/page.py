@@ -2,7 +2,7 @@
 
     stream    schema, then batches of rows of many entries each (any Arrow reader opens it)
     entries   one batch: what the page says of each entry (compact_rows.ENTRIES_SCHEMA), compressed alike
-    footer    JSON: codec, width, when made, and of each part its place, length and CRC-32
+    footer    JSON: codec, width, and of each part its place, length and CRC-32
     tail      length and CRC-32 of the footer, and MAGIC
 
 Nothing is parsed before its CRC is right: a torn, cut or altered page is DamagedPage, whatever it holds. A page appears
@@ -33,34 +33,39 @@ from lodestream.storage.cache.compact_rows import (
 from lodestream.storage.cache.entry import Entry
 
 MAGIC: Final = b"LODEPG01"
-BATCH_BYTES: Final = 128 << 10
+BATCH_BYTES: Final = 64 << 10
 SUFFIX: Final = ".page"
 
 _TAIL: Final = struct.Struct("<II8s")
+_READ_OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)  # a pool of threads costs more than such a batch
 _OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
-class DamagedPage(Exception):  # noqa: N818
-    """A page that is not what was written, or of another make; it is a miss, and never leaves this package."""
+class DamagedPage(Exception):
+    """A page that is not what was written. It is a miss, and never leaves this package."""
+
+
+class ForeignPage(DamagedPage):
+    """A page of another width or codec: whole, and of no use here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageEntry:
-    """An entry that is to be written: its class, its key, its rows."""
+    """An entry with its class, its key and when it was made (seconds since 1970)."""
 
     kind: str
     key: bytes
     entry: Entry
+    made_at_s: int
 
 
-def encode_page(entries: Sequence[PageEntry], *, dim: int, codec: PageCodec, made_at_s: float) -> bytes:
+def encode_page(entries: Sequence[PageEntry], *, dim: int, codec: PageCodec) -> bytes:
     """The bytes of a page.
 
     Args:
         entries: those that ``can_shrink``.
         dim: width of the vectors.
         codec: how they are kept.
-        made_at_s: seconds since 1970.
     """
     sink = pa.BufferOutputStream()
     parts = []
@@ -74,12 +79,11 @@ def encode_page(entries: Sequence[PageEntry], *, dim: int, codec: PageCodec, mad
     stream = sink.getvalue().to_pybytes()
     for part in parts:
         part["crc"] = zlib.crc32(stream[part["start"] : part["start"] + part["length"]])
-    described = [describe(item.kind, item.key, item.entry, codec=codec) for item in entries]
+    described = [describe(item.entry, codec) | _name(item) for item in entries]
     index = _serialize(pa.RecordBatch.from_pylist(described, schema=ENTRIES_SCHEMA))
     footer = {
         "codec": codec,
         "dim": dim,
-        "made_at_s": made_at_s,
         "parts": parts,
         "index": {"start": len(stream), "length": len(index), "crc": zlib.crc32(index)},
     }
@@ -93,7 +97,6 @@ class Page:
     def __init__(self, path: Path, footer: dict[str, Any], entries: pa.RecordBatch, size_bytes: int) -> None:
         self.path = path
         self.size_bytes = size_bytes
-        self.made_at_s = float(footer["made_at_s"])
         self._codec: PageCodec = footer["codec"]
         self._dim = int(footer["dim"])
         self._entries = entries
@@ -118,10 +121,10 @@ class Page:
                 raise DamagedPage("no page, or cut short")
             footer = json.loads(_read_part(file.fileno(), size_bytes - _TAIL.size - length, length, crc))
             if (footer["dim"], footer["codec"]) != (dim, codec):
-                raise DamagedPage("of another width or codec")
+                raise ForeignPage("of another width or codec")
             index = footer["index"]
             data = _read_part(file.fileno(), index["start"], index["length"], index["crc"])
-        return cls(path, footer, pa.ipc.read_record_batch(pa.py_buffer(data), ENTRIES_SCHEMA), size_bytes)
+        return cls(path, footer, _parse(data, ENTRIES_SCHEMA), size_bytes)
 
     @property
     def keys(self) -> list[bytes]:
@@ -140,10 +143,10 @@ class Page:
         place = self._parts[part]
         with self.path.open("rb") as file:
             data = _read_part(file.fileno(), place["start"], place["length"], place["crc"])
-        rows = pa.ipc.read_record_batch(pa.py_buffer(data), rows_schema(self._dim, self._codec))
+        rows = _parse(data, rows_schema(self._dim, self._codec))
         described = {name: self._entries.column(name)[number].as_py() for name in ENTRIES_SCHEMA.names}
         entry = widen(rows.slice(start, described["num_rows"]), described, self._dim, self._codec)
-        return PageEntry(kind=described["kind"], key=described["key"], entry=entry)
+        return PageEntry(kind=described["kind"], key=described["key"], entry=entry, made_at_s=described["made_at_s"])
 
 
 def write_page(folder: Path, name: str, data: bytes) -> Path:
@@ -194,6 +197,16 @@ def _read_part(descriptor: int, start: int, length: int, crc: int) -> bytes:
     if len(data) != length or zlib.crc32(data) != crc:
         raise DamagedPage("altered, or cut short")
     return data
+
+
+def _name(item: PageEntry) -> dict[str, Any]:
+    return {"kind": item.kind, "key": item.key, "made_at_s": item.made_at_s}
+
+
+def _parse(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    """One IPC message as a batch."""
+    source = pa.py_buffer(schema.serialize().to_pybytes() + data)
+    return pa.ipc.open_stream(source, options=_READ_OPTIONS).read_next_batch()
 
 
 def _serialize(batch: pa.RecordBatch) -> bytes:

@@ -1,0 +1,114 @@
+"""The two tiers as one: memory is asked first, then the disk; what the store gives reaches both."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lodestream.schema import features_schema
+from lodestream.storage.cache.compact_rows import PageCodec
+from lodestream.storage.cache.disk import DiskTier
+from lodestream.storage.cache.entry import Entry
+from lodestream.storage.cache.memory import MemoryTier
+
+CacheTier = Literal["memory", "disk"]
+
+_MAX_WAITING: Final = 2048
+_CLOSE_WAIT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    """What a cache may take.
+
+    ``memory_bytes``  by class of entries: the granularities, and "text"
+    ``folder``        of the disk tier; None has none
+    ``disk_bytes``    of that folder; 0 has no disk tier
+    ``codec``         "int8" keeps the stored codes, "int4" half of them and less exactly
+    ``max_age_s``     age at which an entry goes
+    """
+
+    memory_bytes: Mapping[str, int]
+    folder: Path | None
+    disk_bytes: int
+    codec: PageCodec
+    max_age_s: float
+
+
+class LayeredCache:
+    """Entries by class and key (see ``entry``). Safe for many threads.
+
+    Guarantees: what comes back is what was put under that key, unless it is said to be lossy; no call fails for what
+    the disk does, and none waits for the disk to be written.
+    """
+
+    def __init__(self, options: CacheOptions, *, dim: int) -> None:
+        self._memory = MemoryTier(features_schema(dim), options.memory_bytes, max_age_s=options.max_age_s)
+        self._disk: DiskTier | None = None
+        if options.folder is not None and options.disk_bytes:
+            self._disk = DiskTier(
+                options.folder,
+                dim=dim,
+                codec=options.codec,
+                budget_bytes=options.disk_bytes,
+                max_age_s=options.max_age_s,
+            )
+        self._waiting: queue.Queue[tuple[str, bytes, Entry] | None] = queue.Queue(maxsize=_MAX_WAITING)
+        self._dropped = 0
+        self._writer: threading.Thread | None = None
+        if self._disk is not None:
+            self._writer = threading.Thread(
+                target=self._write, args=(self._disk,), name="lodestream-cache", daemon=True
+            )
+            self._writer.start()
+
+    def get(self, kind: str, key: bytes) -> tuple[Entry, CacheTier] | None:
+        """Return the entry and the tier that had it; None where no tier has. What the disk had moves to memory."""
+        entry = self._memory.get(kind, key)
+        if entry is not None:
+            return entry, "memory"
+        found = self._disk.get(key) if self._disk is not None else None
+        if found is None:
+            return None
+        self._memory.put(kind, key, found[1])
+        return found[1], "disk"
+
+    def put(self, kind: str, key: bytes, entry: Entry) -> None:
+        """Hold an entry that the store or the encoder has just given."""
+        self._memory.put(kind, key, entry)
+        if self._disk is not None:
+            try:
+                self._waiting.put_nowait((kind, key, entry))
+            except queue.Full:  # the disk does not keep up; the entry comes again
+                self._dropped += 1
+
+    def count(self) -> dict[str, Any]:
+        """Return the counts as JSON values: by class in memory, of the disk, and entries that never reached it."""
+        names = ("hits", "misses", "evictions", "entries", "held_bytes")
+        memory = {
+            kind: {name: getattr(counts, name) for name in names} for kind, counts in self._memory.count().items()
+        }
+        disk: dict[str, int] = {}
+        if self._disk is not None:
+            counts = self._disk.count()
+            disk = {name: getattr(counts, name) for name in (*names, "written", "damaged", "failures")}
+            disk["dropped"] = self._dropped
+        return {"memory": memory, "disk": disk}
+
+    def close(self) -> None:
+        """Write what waits to the disk, and end the thread that does so."""
+        if self._writer is not None:
+            try:
+                self._waiting.put(None, timeout=_CLOSE_WAIT_S)
+            except queue.Full:
+                return
+            self._writer.join(timeout=_CLOSE_WAIT_S)
+
+    def _write(self, disk: DiskTier) -> None:
+        while (item := self._waiting.get()) is not None:
+            disk.put(*item)
+        disk.flush()
