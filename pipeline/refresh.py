@@ -201,9 +201,10 @@ def _names_of(plan: RunPlan) -> set[str]:
 
 
 def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:
-    """The reads without those whose document a killed run has staged in the version that the source has now.
+    """The reads without those whose document a killed run has staged as the source has it now, by all that is known
+    without reading it: a table may have no versions, and a file keep its time.
 
-    A version that was read too soon after it was written keeps no time in ``source_state``: the next run looks again.
+    What was read too soon after it was written keeps no time in ``source_state``: the next run looks again.
     """
     staged = find_documents(base, [read.candidate.doc_id for read in plan.reads()])
     candidates = []
@@ -215,7 +216,8 @@ def _skip_staged(plan: RunPlan, base: Snapshot) -> list[PlannedRead]:
             is_done = (
                 is_staged
                 and before is not None
-                and before.state.version == candidate.state.version
+                and before.state == candidate.state
+                and candidate.content_hash in (None, before.content_hash)
                 and state is not None
                 and state.feature_version == plan.featurizer.feature_version
                 and state.quarantine_reason is None

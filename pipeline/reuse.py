@@ -24,42 +24,25 @@ class SegmentIndex(Protocol):
 def find_known(indexes: Sequence[SegmentIndex], all_spans: Iterable[PreparedSpans]) -> dict[bytes, LeafVectors]:
     """Leaf vectors by fingerprint of the segments of ``all_spans`` that one of ``indexes`` holds, asked in turn.
 
-    A fingerprint fixes the tokens and where the leaves begin, hence the rows that a document with this segment has:
-    for each paragraph its own row and, where it is fine, a row per sentence. Rows that do not show that pattern (a
-    store that was tampered with) are not used.
+    A fingerprint fixes the tokens and where the leaves begin, but not whether a leaf is a sentence or a whole
+    paragraph: another document may have the same leaf as the only sentence of a fine paragraph. Rows that do not hold
+    all leaves (a store that was tampered with) are not used.
     """
-    patterns = _row_patterns(all_spans)
+    num_leaves = {
+        fingerprint: end - start
+        for spans in all_spans
+        for (start, end), fingerprint in zip(spans.segment_leaves.tolist(), spans.fingerprints(), strict=True)
+    }
     known: dict[bytes, LeafVectors] = {}
     for index in indexes:
-        missing = [fingerprint for fingerprint in patterns if fingerprint not in known]
+        missing = [fingerprint for fingerprint in num_leaves if fingerprint not in known]
         rows = index.find_segments(missing) if missing else None
         if rows is not None and rows.num_rows:
-            known |= _collect(rows, patterns)
+            known |= _collect(rows, num_leaves)
     return known
 
 
-def _row_patterns(all_spans: Iterable[PreparedSpans]) -> dict[bytes, list[int]]:
-    """The rank of each row (0 paragraph, 1 sentence) that a segment's document has, by fingerprint."""
-    patterns: dict[bytes, list[int]] = {}
-    for spans in all_spans:
-        first_leaves = spans.paragraph_leaves[:, 0]
-        for (leaf_start, leaf_end), fingerprint in zip(
-            spans.segment_leaves.tolist(), spans.fingerprints(), strict=True
-        ):
-            if fingerprint in patterns:
-                continue
-            start, end = np.searchsorted(first_leaves, [leaf_start, leaf_end])
-            pattern = []
-            for paragraph in range(start, end):
-                pattern.append(0)
-                if spans.paragraph_fine[paragraph]:
-                    leaves = spans.paragraph_leaves[paragraph]
-                    pattern += [1] * int(leaves[1] - leaves[0])
-            patterns[fingerprint] = pattern
-    return patterns
-
-
-def _collect(rows: pa.Table, patterns: dict[bytes, list[int]]) -> dict[bytes, LeafVectors]:
+def _collect(rows: pa.Table, num_leaves: dict[bytes, int]) -> dict[bytes, LeafVectors]:
     order = _order_rows(rows)
     rows = rows.take(pa.array(order))
     fingerprints = rows.column("fingerprint").to_pylist()
@@ -71,12 +54,19 @@ def _collect(rows: pa.Table, patterns: dict[bytes, list[int]]) -> dict[bytes, Le
     for end in range(1, len(fingerprints) + 1):
         if end < len(fingerprints) and (fingerprints[end], doc_ids[end]) == (fingerprints[start], doc_ids[start]):
             continue
-        pattern = patterns.get(fingerprints[start])
+        wanted = num_leaves.get(fingerprints[start], 0)
+        leaves = [start + row for row in _find_leaves(ranks[start:end])]
         # A document may hold a segment several times, one after the other: the first occurrence is enough.
-        if pattern is not None and fingerprints[start] not in known and ranks[start:end][: len(pattern)] == pattern:
-            known[fingerprints[start]] = _pick_leaves(whole, pattern, start)
+        if wanted and fingerprints[start] not in known and len(leaves) % wanted == 0:
+            known[fingerprints[start]] = _pick_rows(whole, leaves[:wanted])
         start = end
     return known
+
+
+def _find_leaves(ranks: list[int]) -> list[int]:
+    """The leaves among the rows of one segment: sentences, and paragraphs that no sentence follows. The row of a
+    paragraph with sentences is made of theirs and rounded once more."""
+    return [row for row, rank in enumerate(ranks) if rank == 1 or row + 1 == len(ranks) or ranks[row + 1] == 0]
 
 
 def _order_rows(rows: pa.Table) -> NDArray[np.int64]:
@@ -100,14 +90,10 @@ def _leaf_vectors(rows: pa.Table) -> LeafVectors:
     )
 
 
-def _pick_leaves(whole: LeafVectors, pattern: list[int], start: int) -> LeafVectors:
-    """The leaves among the rows of one segment: sentences, and paragraphs that no sentence follows."""
-    picked = [
-        start + row for row, rank in enumerate(pattern) if rank == 1 or row + 1 == len(pattern) or pattern[row + 1] == 0
-    ]
+def _pick_rows(whole: LeafVectors, rows: list[int]) -> LeafVectors:
     return LeafVectors(
-        codes=whole.codes[picked],
-        scales=whole.scales[picked],
-        norms=whole.norms[picked],
-        computed_at_us=whole.computed_at_us[picked],
+        codes=whole.codes[rows],
+        scales=whole.scales[rows],
+        norms=whole.norms[rows],
+        computed_at_us=whole.computed_at_us[rows],
     )

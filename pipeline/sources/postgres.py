@@ -21,6 +21,7 @@ from lodestream.pipeline.sources.formats import reading_version
 from lodestream.pipeline.sources.postgres_bounds import Bounds, bound_by_transactions, parse_time, read_bounds
 from lodestream.pipeline.sources.postgres_catalog import (
     ModeChoice,
+    SqlMode,
     TableFacts,
     choose_mode,
     read_facts,
@@ -91,8 +92,8 @@ class PostgresTable:
             queries = write_queries(self._config, facts, choice)
             with session.snapshot():
                 next_low = bound_by_transactions(session) if choice.mode == "xid" else bounds.next_low
-                if low is not None and choice.mode == "xid" and int(low) > int(next_low):
-                    low = None  # the server is older than the cursor: a backup was put back
+                if low is not None and _lies_behind(next_low, low, choice.mode):
+                    low = None  # a backup was put back, or the clock: what was written since may lie below the cursor
                 read = self._plan(choice, since, low, bounds)
                 session.query(SET_VALUES, read.low, bounds.clock)
                 found, num_future = self._compare(session, queries, read, known, retry)
@@ -168,7 +169,8 @@ class PostgresTable:
         if choice.mode == "lookback" and low != _START["lookback"]:
             low = (parse_time(low) - timedelta(seconds=self._config.lookback)).isoformat()
         age_s = (parse_time(bounds.clock) - parse_time(since["swept_at"])).total_seconds()
-        is_due = 0 < self._config.sweep_every <= age_s
+        # An age below 0: the clock was ahead at the last sweep, and the next one must not wait until it is there again.
+        is_due = self._config.sweep_every > 0 and not 0 <= age_s < self._config.sweep_every
         return _Read(low=low, is_full=is_due or choice.mode == "scan", names_all=False)
 
     def _compare(
@@ -193,6 +195,13 @@ class PostgresTable:
             return frozenset()
         ids = session.query(queries.tombstones)["id"].to_pylist()
         return frozenset(self._names.doc_id(row_id) for row_id in ids if row_id is not None)
+
+
+def _lies_behind(bound: str, low: str, mode: SqlMode) -> bool:
+    """Whether the source is no longer as far as it was at the last read."""
+    if mode == "xid":
+        return int(bound) < int(low)
+    return _START[mode] not in (bound, low) and parse_time(bound) < parse_time(low)
 
 
 class _Tally:

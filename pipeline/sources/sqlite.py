@@ -144,6 +144,9 @@ class SqliteTable:
         if mode == "log" and (low > next_low or (first > low + 1 and low < next_low)):
             # The log is older than the cursor, or entries were thrown away before they were read.
             return _Read(mode=mode, now=now, low=-1, next_low=next_low, is_full=True, names_all=False)
+        if now < since["swept_at"] or (mode == "lookback" and now < low):
+            # The clock was set back: what was written since may be stamped below the cursor.
+            return _Read(mode=mode, now=now, low=-1, next_low=next_low, is_full=True, names_all=False)
         is_due = 0 < self._config.sweep_every <= now - since["swept_at"]
         if mode == "lookback":
             low -= self._config.lookback

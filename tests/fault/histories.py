@@ -94,26 +94,32 @@ class Histories(RuleBasedStateMachine):
     """A workspace, and what is known of it: ``files`` on the disk, ``kept`` texts that a spoiled document may have."""
 
     uses_toy_encoder = True
+    finds_deletions = True
+    # The same little texts come in one history after the other.
+    expected_rows: ClassVar[dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
     done: ClassVar[Counter[str]] = Counter()
     """How often each step was taken, each interruption came about and the store was compared, in all histories."""
 
     @initialize()
     def create(self) -> None:
+        self.begin()
+        self.write("a.md", PARAGRAPHS[1].encode(), "old")
+        self.run()
+
+    def begin(self) -> None:
+        """An empty workspace, without a source's documents."""
         self.folder = Path(tempfile.mkdtemp(prefix="history"))
         self.workspace = Workspace.create(self.folder, {}, *SETTINGS)
         self.settings: tuple[str, ...] = ()
         self.files: dict[str, bytes] = {}
         self.kept: dict[str, set[str]] = {}
         self.published: dict[str, list[dict[str, Any]]] = {}
-        self.expected_rows: dict[tuple[str, str, tuple[str, ...]], list[dict[str, Any]]] = {}
         self.patches = pytest.MonkeyPatch()
         # Hashing the weights and parsing the vocabulary anew for every run would be most of the time.
         self.patches.setattr(featurizer, "read_model_folder", read_hashed)
         self.patches.setattr(featurizer.Tokenizer, "from_folder", READ_TOKENIZER)
         if self.uses_toy_encoder:
             self.patches.setattr(encoder, "load_encoder", load_toy_encoder)
-        self.write("a.md", PARAGRAPHS[1].encode(), "old")
-        self.run()
 
     # ---- what happens to the files ---------------------------------------------------------------------------------
 
@@ -141,38 +147,30 @@ class Histories(RuleBasedStateMachine):
     @rule(name=NAME)
     def swap_letters_under_the_same_time_and_size(self, name: str) -> None:
         if text := self.text_of(name):
-            path = self.workspace.docs / name
-            before = path.stat()
-            self.write(name, text.swapcase().encode(), "old")
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            self.write(name, text.swapcase().encode(), "same")
 
     @rule(name=NAME, when=TIMES)
     def touch(self, name: str, when: str) -> None:
         if name in self.files:
-            set_time(self.workspace.docs / name, when)
+            self.set_time(name, when)
 
+    @precondition(lambda self: self.finds_deletions)
     @rule(name=NAME)
     def delete(self, name: str) -> None:
-        if name in self.files:
-            (self.workspace.docs / name).unlink()
-            del self.files[name]
-            self.kept.setdefault(name, set()).add("")
+        self.drop(name)
 
+    @precondition(lambda self: self.finds_deletions)
     @rule(old=NAME, new=NAME)
     def rename(self, old: str, new: str) -> None:
         if old != new and self.text_of(old) is not None and self.text_of(new) != "spoiled":
-            target = self.workspace.docs / new
-            target.parent.mkdir(exist_ok=True)
-            os.replace(self.workspace.docs / old, target)
+            self.move(old, new)
             self.note(new, self.files.pop(old))
             self.kept.setdefault(old, set()).add("")
 
     @rule(old=NAME, new=NAME)
     def copy(self, old: str, new: str) -> None:
         if old != new and self.text_of(old) is not None:
-            target = self.workspace.docs / new
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy2(self.workspace.docs / old, target)
+            self.duplicate(old, new)
             self.note(new, self.files[old])
 
     @rule(name=NAME, content=st.sampled_from(SPOILED), when=TIMES)
@@ -276,7 +274,7 @@ class Histories(RuleBasedStateMachine):
 
     def rows_of(self, name: str, text: str) -> list[dict[str, Any]]:
         """The feature rows of one document, computed from its text alone."""
-        key = (name, text, self.settings)
+        key = (type(self), name, text, self.settings)
         if key not in self.expected_rows:
             self.expected_rows[key] = self.featurize(name, text)
         return self.expected_rows[key]
@@ -292,7 +290,7 @@ class Histories(RuleBasedStateMachine):
             "content_hash": pa.array([hashlib.sha256(text.encode()).digest()], pa.binary(32)),
             "source_version": [""],
             "text": pa.array([text], pa.large_string()),
-            "text_format": [text_format_of(name)],
+            "text_format": [self.format_of(name)],
         }
         features = maker.encode(maker.prepare(pa.table(document)), {}, run_id="").features
         return sort_rows(features.to_pylist())
@@ -311,17 +309,51 @@ class Histories(RuleBasedStateMachine):
                         self.workspace.open_snapshot(), self.workspace.open_store("rebuilt"), without=names
                     )
         finally:
-            self.patches.undo()
-            shutil.rmtree(self.folder)
+            self.clean_up()
 
-    # ---- small things ----------------------------------------------------------------------------------------------
+    def clean_up(self) -> None:
+        self.patches.undo()
+        shutil.rmtree(self.folder)
+
+    # ---- where the documents are -----------------------------------------------------------------------------------
 
     def write(self, name: str, content: bytes, when: str) -> None:
+        self.put(name, content, when)
+        self.note(name, content)
+
+    def drop(self, name: str) -> None:
+        if name in self.files:
+            self.remove(name)
+            del self.files[name]
+            self.kept.setdefault(name, set()).add("")
+
+    def put(self, name: str, content: bytes, when: str) -> None:
+        path = self.path_of(name)
+        before = path.stat().st_mtime_ns if when == "same" else None
+        path.write_bytes(content)
+        set_time(path, when, before)
+
+    def set_time(self, name: str, when: str) -> None:
+        set_time(self.path_of(name), when)
+
+    def remove(self, name: str) -> None:
+        self.path_of(name).unlink()
+
+    def move(self, old: str, new: str) -> None:
+        os.replace(self.path_of(old), self.path_of(new))
+
+    def duplicate(self, old: str, new: str) -> None:
+        shutil.copy2(self.path_of(old), self.path_of(new))
+
+    def path_of(self, name: str) -> Path:
         path = self.workspace.docs / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        set_time(path, when)
-        self.note(name, content)
+        return path
+
+    def format_of(self, name: str) -> str:
+        return text_format_of(name)
+
+    # ---- small things ----------------------------------------------------------------------------------------------
 
     def note(self, name: str, content: bytes) -> None:
         self.files[name] = content
@@ -343,10 +375,10 @@ class RealHistories(Histories):
     uses_toy_encoder = False
 
 
-def set_time(path: Path, when: str) -> None:
-    """Gives a file a time in the past, of now, or in the future."""
-    shift_s = {"old": None, "older": None, "now": 0, "future": 3600}[when]
-    stamp = WRITTEN_NS - (10**12 if when == "older" else 0) if shift_s is None else time.time_ns() + shift_s * 10**9
+def set_time(path: Path, when: str, before: int | None = None) -> None:
+    """Gives a file a time in the past, of now, or in the future; or the one ``before``."""
+    times = {"old": WRITTEN_NS, "older": WRITTEN_NS - 10**12, "now": time.time_ns(), "same": before}
+    stamp = times.get(when) or time.time_ns() + 3600 * 10**9
     os.utime(path, ns=(stamp, stamp))
 
 

@@ -30,6 +30,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.bench import harness
 from tests.fault.histories import Histories
+from tests.fault.table_histories import TableHistories
 
 STEPS = 20
 BLOCK = 200
@@ -96,7 +97,7 @@ def run_block(block_seed: int) -> Block:
     Histories.done = Counter()
     started, failure = time.perf_counter(), ""
     try:
-        run_state_machine_as_test(seed(block_seed)(Histories), settings=form)
+        run_state_machine_as_test(seed(block_seed)(kind_of(block_seed)), settings=form)
     except Exception:
         failure = traceback.format_exc()
     return Block(
@@ -108,9 +109,15 @@ def run_block(block_seed: int) -> Block:
     )
 
 
+def kind_of(block_seed: int) -> type[Histories]:
+    """Files and tables in turn."""
+    return TableHistories if block_seed % 2 else Histories
+
+
 def record(block: Block) -> None:
     """Appends a block to the results."""
     config = {
+        "kind": kind_of(block.seed).__name__,
         "seed": block.seed,
         "histories": block.num_histories,
         "steps": STEPS,

@@ -99,6 +99,19 @@ def test_rows_that_are_reused_keep_their_time(workspace: Workspace) -> None:
     assert all(row in before for row in reused)
 
 
+def test_a_paragraph_that_is_no_longer_cut_into_sentences_takes_over_its_only_sentence(tmp_path: Path) -> None:
+    """The paragraph's own row was made of the sentence's codes: taken over in its place, it was rounded twice."""
+    text = "The tide rises twice a never It falls twice a day as never and nobody has to ask it to."
+    workspace = Workspace.create(tmp_path / "work", {"a.md": text})
+    workspace.run()
+    workspace.write("a.md", text.swapcase())  # the same tokens, a lower density
+    assert encoded(workspace.run()) == 0
+    levels = [row["granularity"] for row in read_features(workspace.open_snapshot())]
+    assert levels.count("paragraph") == 1 and "sentence" not in levels
+    workspace.run("store.uri=rebuilt")
+    assert_equal_stores(workspace.open_snapshot(), workspace.open_store("rebuilt"))
+
+
 def test_deleted_document_vanishes_with_all_its_rows(workspace: Workspace) -> None:
     (workspace.docs / NAMES[3]).unlink()
     report = workspace.run()

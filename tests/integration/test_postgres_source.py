@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -127,6 +127,21 @@ def test_rows_of_the_future_are_taken_counted_and_do_not_move_the_cursor(postgre
     )
     follower.refresh()
     assert follower.texts == stored(postgres_url)
+
+
+@pytest.mark.parametrize("mode", ["holdback", "lookback"])
+def test_after_the_clock_was_set_back_everything_is_compared(postgres_url: str, mode: str) -> None:
+    make_table(postgres_url, rows=3)
+    follower = Follower(open_table(postgres_url, mode))
+    follower.refresh()
+    # As if that refresh had come while the server's clock was two days ahead.
+    ahead = {name: f"{datetime.now(UTC) + timedelta(days=2)}" for name in ("low", "swept_at")}
+    follower.cursor = {**(follower.cursor or {}), **ahead}
+    write(postgres_url, "UPDATE docs SET body = 'under the right clock' WHERE id = 2", "DELETE FROM docs WHERE id = 3")
+    follower.refresh()
+    assert follower.texts == stored(postgres_url)
+    follower.refresh()
+    assert follower.num_read == 0
 
 
 def test_rows_without_a_stamp_are_found(postgres_url: str) -> None:

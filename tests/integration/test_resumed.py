@@ -79,6 +79,12 @@ def list_documents(folder: Path) -> list[str]:
     return sorted(states.column("doc_id").to_pylist())
 
 
+def read_text(folder: Path, doc_id: str) -> str:
+    document = FeatureStore.open(str(folder / ".lodestream")).open_snapshot().get_document(doc_id)
+    assert document is not None
+    return str(document["text"])
+
+
 def test_source_that_was_left_out_by_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(folder, *NOTES)
     before = list_documents(folder)
@@ -95,6 +101,33 @@ def test_row_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest
     change(folder, "DELETE FROM notes WHERE id = 2")
     assert run(folder, *NOTES).snapshot_after == 2
     assert list_documents(folder) == before
+
+
+@pytest.mark.parametrize("body", ["Pay the coal merchant late.", "Pay the coal merchant twice, and soon."])
+def test_row_that_was_changed_since_the_killed_run_read_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    """The log of a table has no versions of rows: only their hashes tell, also of texts of one length."""
+    run(folder, *NOTES)
+    change(folder, "INSERT INTO notes VALUES (2, 'Pay the coal merchant soon.')")
+    kill(folder, monkeypatch, *NOTES)
+    change(folder, f"UPDATE notes SET body = '{body}' WHERE id = 2")
+    assert run(folder, *NOTES).as_dict()["documents"]["resumed"] == 0
+    assert read_text(folder, "notes/2") == body
+
+
+def test_file_that_was_changed_under_its_time_since_the_killed_run_read_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, *NOTES)
+    path = folder / "docs" / "b.md"
+    for text in ("The ferry sails at noon.", "The ferry sails at dusk."):
+        path.write_text(text)
+        os.utime(path, (1.7e9, 1.7e9))
+        if text.endswith("noon."):
+            kill(folder, monkeypatch, *NOTES)
+    run(folder, *NOTES)
+    assert read_text(folder, "docs/b.md") == text
 
 
 def test_file_of_rows_that_only_the_killed_run_has_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ bits whatever shares the batch, other bits for another text or another precision
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import torch
 
@@ -29,8 +30,7 @@ class ToyEncoder:
         self.identity = EncoderIdentity(
             weights_sha256="toy", architecture="toy", precision=precision, engine="toy", states_version=1
         )
-        generator = torch.Generator().manual_seed(len(precision) + (precision == "bf16"))
-        self._rows = torch.randn(_ROWS, self.dim, generator=generator, dtype=torch.float64)
+        self._rows = _draw_rows(self.dim, seed=len(precision) + (precision == "bf16"))
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """float32 [T, C]."""
@@ -40,6 +40,11 @@ class ToyEncoder:
             own = self._rows[batch.token_ids_T[start:end] % _ROWS]
             parts.append(own + 0.5 * own.roll(1, 0) + 0.1 * own.mean(0))
         return torch.cat(parts).float()
+
+
+@cache
+def _draw_rows(dim: int, *, seed: int) -> torch.Tensor:
+    return torch.randn(_ROWS, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def load_toy_encoder(model: ModelFolder, *, precision: Precision = "fp32") -> ToyEncoder:

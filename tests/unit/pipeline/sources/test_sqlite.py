@@ -120,6 +120,21 @@ def test_a_backup_put_back_in_place_is_compared_in_full(database: sqlite3.Connec
     assert follower.texts == stored(database)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_after_the_clock_was_set_back_everything_is_compared(
+    database: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    follower = Follower(open_table(tmp_path, mode))
+    with monkeypatch.context() as ahead:
+        ahead.setattr("lodestream.pipeline.sources.sqlite._CLOCK", f"SELECT {time.time() + 7200} AS now")
+        follower.refresh()
+    database.execute("UPDATE docs SET body = 'under the right clock' WHERE id = 2")
+    database.execute("DELETE FROM docs WHERE id = 3")
+    assert (follower.refresh().listed is not None) and follower.texts == stored(database)
+    follower.refresh()
+    assert follower.num_read == 0
+
+
 def test_another_file_in_its_place_is_another_source(database: sqlite3.Connection, tmp_path: Path) -> None:
     before = open_table(tmp_path, "scan").incarnation()
     copy = sqlite3.connect(tmp_path / "copy.db")
