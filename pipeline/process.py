@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
+from pathlib import Path
 from typing import Final
 
 ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"
@@ -27,6 +29,19 @@ PROCESS_DEFAULTS: Final = {
 }
 
 
+HAPROXY_VARIABLE: Final = "RAY_SERVE_ENABLE_HA_PROXY"
+RAY_SERVE_DEFAULTS: Final = {
+    # Ray's own proxy takes four times as long for a request (docs/serving_ray.md).
+    HAPROXY_VARIABLE: "1",
+    # Requests run in the replica's own event loop, without a thread and a buffer between.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # How long a replica that is told to go waits for the proxies to notice. One machine has one proxy.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
 def set_process_defaults() -> None:
     """Sets what the user has not set."""
     if ARENAS_VARIABLE not in os.environ:
@@ -40,3 +55,35 @@ def _limit_arenas(number: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, number)
+
+
+def set_ray_serve_defaults(folder: Path, *, metrics_port: int, stats_port: int, replica_ports: range) -> None:
+    """Sets what a Ray on this machine that serves must find when it starts, where the user has not set it.
+
+    Args:
+        folder: where HAProxy keeps its socket, which whoever can open it controls: nobody else's.
+        metrics_port, stats_port: of HAProxy; its own defaults would meet those of another one.
+        replica_ports: of which every replica takes one.
+    """
+    variables = RAY_SERVE_DEFAULTS | {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_ports.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_ports.stop - 1),
+        # Ray's own ports are open to the network, and what reaches them runs code: nobody without this token does.
+        "RAY_AUTH_MODE": "token",
+    }
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def has_haproxy() -> bool:
+    """Whether the Ray that this process belongs to was started with HAProxy before its replicas."""
+    return os.environ.get(HAPROXY_VARIABLE) == "1"

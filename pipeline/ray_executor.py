@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from lodestream.errors import ExecutorError, LodestreamError
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
 from lodestream.pipeline.config import RunConfig
 from lodestream.pipeline.executors import MICRO_BATCH_BYTES, MICRO_BATCH_DOCUMENTS, OnProgress
+from lodestream.pipeline.ray_session import start_ray
 from lodestream.pipeline.reuse import SegmentIndex, find_known
 from lodestream.pipeline.stages import (
     READ_SCHEMA,
@@ -64,7 +64,7 @@ class RayExecutor:
         self._reading = reading
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            _start_ray(config.ray_address)
+            start_ray(config.ray_address, without="--set run.executor=local")
         self.num_workers = config.ray_workers or _count_actors()
         _check_cpus(self.num_workers)
         _quieten_ray()
@@ -228,24 +228,6 @@ def _quieten_ray() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def _start_ray(address: str) -> None:
-    start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # Ray forks only to start other programs, which Lance's warning is not about.
-            warnings.filterwarnings("ignore", message="lance is not fork-safe")
-            if address:
-                start(address=address)
-            else:
-                num_cpus = max(4, os.cpu_count() or 1)
-                start(address="local", num_cpus=num_cpus, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"reach Ray at {address}" if address else "start a local Ray"
-        raise ExecutorError(
-            f"cannot {where}: {error}", "check run.ray_address, or use --set run.executor=local"
-        ) from None
 
 
 def _count_actors() -> int:

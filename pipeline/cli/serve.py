@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -29,6 +30,8 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port instead of serve.port; 0: a free one.")
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run replicas under Ray Serve, behind HAProxy.")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: processes that answer.")] = 1,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -36,13 +39,13 @@ def serve(
 ) -> None:
     """Answer over HTTP: features by id, features of new text, search; and a status page."""
     note_flags(as_json=as_json, debug=debug)
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"to serve needs packages: {', '.join(missing)}", "pip install 'lodestream[serve]'")
+    _check_packages(_PACKAGES, "serve")
+    if ray:
+        _check_packages(("ray",), "serve,ray")
+    elif replicas != 1:
+        raise ConfigError("--replicas is for Ray Serve", "add --ray")
     given = [f"serve.{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
     loaded = load(config, [*(overrides or ()), *given])
-    from lodestream.pipeline.serve.server import run_server
-
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
     def announce(url: str, readiness: Readiness) -> None:
@@ -53,6 +56,19 @@ def serve(
             typer.echo(f"  open {url} for the status page; API: {url}/openapi.json; Ctrl-C ends")
         sys.stdout.flush()
 
-    run_server(loaded, announce)
+    if ray:
+        from lodestream.pipeline.serve.ray_server import run_ray_server
+
+        run_ray_server(loaded, replicas=replicas, announce=announce)
+    else:
+        from lodestream.pipeline.serve.server import run_server
+
+        run_server(loaded, announce)
     if not as_json:
         typer.echo("stopped: all requests that were under way have ended")
+
+
+def _check_packages(names: Sequence[str], extras: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"to serve needs packages: {', '.join(missing)}", f"pip install 'lodestream[{extras}]'")

@@ -25,7 +25,12 @@ _DESCRIPTION = "Sentence, paragraph, topic and document features of a changing c
 
 
 def build_app(
-    service: Service, loaded: LoadedConfig, access: Access, *, announce: Callable[[Readiness], None] = lambda _: None
+    service: Service,
+    loaded: LoadedConfig,
+    access: Access,
+    *,
+    announce: Callable[[Readiness], None] = lambda _: None,
+    ready_first: bool = False,
 ) -> FastAPI:
     """The application over ``service``, which it starts and closes with itself.
 
@@ -34,6 +39,7 @@ def build_app(
         loaded: for the status: which store, which target.
         access: who may ask.
         announce: called once it is known how ready the service is, and again once it is ready if it was not then.
+        ready_first: the start of the server waits until the model is loaded, for one that gets requests at once.
     """
     metrics = Metrics(service)
     board = Board(loaded, service, metrics)
@@ -42,6 +48,8 @@ def build_app(
     async def live(_: FastAPI) -> AsyncIterator[None]:
         # Beside the start of the server: it answers probes while the model is loading.
         starting = asyncio.create_task(asyncio.to_thread(service.start))
+        if ready_first:
+            await starting
         beside = [
             asyncio.create_task(board.sample_forever()),
             asyncio.create_task(_announce(starting, board, announce)),

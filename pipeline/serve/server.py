@@ -36,7 +36,7 @@ def run_server(loaded: LoadedConfig, announce: Announce) -> None:
     serve = loaded.config.serve
     access = open_access(loaded)
     listener = listen(serve.host, serve.port)
-    url = _name_url(serve.host, listener.getsockname()[1])
+    url = name_url(serve.host, listener.getsockname()[1])
     app = build_app(open_service(loaded), loaded, access, announce=lambda readiness: announce(url, readiness))
     config = uvicorn.Config(
         app,
@@ -75,6 +75,7 @@ def _is_version_6(host: str) -> bool:
         return False
 
 
-def _name_url(host: str, port: int) -> str:
+def name_url(host: str, port: int) -> str:
+    """Where this machine reaches a server that listens so."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if _is_version_6(host) else host)  # noqa: S104
     return f"http://{shown}:{port}"

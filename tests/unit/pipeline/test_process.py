@@ -6,9 +6,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lodestream.pipeline import process
 from lodestream.pipeline.process import ARENAS_VARIABLE, NUM_ARENAS
 
 NUM_THREADS = 4 * NUM_ARENAS
@@ -51,3 +53,23 @@ def test_many_threads_share_few_heaps(chosen: str | None, tmp_path_factory: pyte
     )
     num_heaps = int(done.stdout)
     assert num_heaps <= NUM_ARENAS if chosen is None else num_heaps > NUM_ARENAS
+
+
+def test_a_ray_that_serves_finds_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "3")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert not process.has_haproxy()
+    process.set_ray_serve_defaults(tmp_path, metrics_port=1234, stats_port=1235, replica_ports=range(20_000, 20_064))
+    assert process.has_haproxy()
+    assert os.environ["RAY_SERVE_HAPROXY_NBTHREAD"] == "3", "what the user has set stays"
+    assert os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] == "20063"
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_SERVE_HAPROXY_SOCKET_PATH"].startswith(str(tmp_path))
+
+
+def test_no_token_is_made_up_where_there_is_no_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled"})
+    process.set_ray_serve_defaults(tmp_path, metrics_port=1, stats_port=2, replica_ports=range(2))
+    assert "RAY_AUTH_TOKEN" not in os.environ
