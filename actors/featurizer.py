@@ -34,7 +34,7 @@ from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, ou
 from lodestream.actors.texts import make_documents
 from lodestream.actors.tokenize import Tokenizer, identify_tokenizer
 from lodestream.errors import ConfigError, DocumentError
-from lodestream.kernels.precision import ENGINE, STATES_VERSION, native_precision
+from lodestream.kernels.precision import ENGINE, name_states, native_precision
 from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Featurizer:
             "pooling": self.model.pooling,
             "dim": self.model.dim,
             "precision": self.precision,
-            "engine": f"{ENGINE}/{STATES_VERSION}",
+            "engine": name_states(self.precision, max_tokens=self.segment_options.max_tokens),
             "codec": CODEC,
             "density": self.density.identity,
             "base_below": self.options.base_below,

@@ -13,6 +13,10 @@ ENGINE: Final = "torch-cpu"
 STATES_VERSION: Final = 1
 """Raised when the code of this engine changes a bit of the states; part of every fingerprint."""
 
+PRODUCTS_FROM: Final = 1024
+"""Tokens from which on a segment's bfloat16 attention is computed by plain products; states of shorter segments do not
+depend on it."""
+
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -27,3 +31,9 @@ def native_precision() -> Precision:
     except OSError:
         pass
     return "fp32"
+
+
+def name_states(precision: Precision, *, max_tokens: int) -> str:
+    """The engine and the version of its states, as recipes name them, for segments of up to ``max_tokens`` tokens."""
+    name = f"{ENGINE}/{STATES_VERSION}"
+    return f"{name}/products" if precision == "bf16" and max_tokens >= PRODUCTS_FROM else name

@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from lodestream.kernels.attention.dense import attend_heads
+from lodestream.kernels.precision import PRODUCTS_FROM
+
 LENGTH_STEP: Final = 16
 WINDOW_BLOCK: Final = 128
 """Queries that share a gathered stretch of keys where tokens see a window only."""
@@ -140,6 +143,9 @@ class DenseAttention:
     def _attend_all(
         self, heads_PND: torch.Tensor, mixed_PHD: torch.Tensor, group: _Group, layer: AttentionLayer
     ) -> None:
+        if takes_products(group.length, heads_PND.dtype) and not layer.is_causal:
+            _multiply_segments(heads_PND, mixed_PHD, group, layer)
+            return
         shape = (group.count, group.length)
         # What fills a segment comes last, where no token of the segment sees it if it sees those before it only.
         mixed = _attend(
@@ -154,6 +160,24 @@ class DenseAttention:
         if key not in self._windows:
             self._windows[key] = _make_window(self._groups[number], reach, self._dtype)
         return self._windows[key]
+
+
+def takes_products(num_tokens: int, dtype: torch.dtype) -> bool:
+    """Whether a segment is attended by plain products: faster than torch's fused form in bfloat16 from PRODUCTS_FROM
+    tokens on, whatever fills the segment up."""
+    return dtype == torch.bfloat16 and num_tokens >= PRODUCTS_FROM
+
+
+def _multiply_segments(heads_PND: torch.Tensor, mixed_PHD: torch.Tensor, group: _Group, layer: AttentionLayer) -> None:
+    """Segments one by one, what fills them left out."""
+    for number, size in enumerate(group.sizes.tolist()):
+        start = number * group.length
+        q, k, v = (x.transpose(0, 1) for x in layer.split(heads_PND[start : start + size]))
+        shared = layer.num_heads // layer.num_key_heads
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0)
+        mixed_PHD[start : start + size] = attend_heads(q, k, v, scale=layer.scale).transpose(0, 1)
+        mixed_PHD[start + size : start + group.length] = 0
 
 
 def _attend_window(

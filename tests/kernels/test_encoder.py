@@ -17,7 +17,8 @@ from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels.encoder import Encoder, load_encoder
 from lodestream.kernels.packing import pack
-from lodestream.kernels.precision import native_precision
+from lodestream.kernels.precision import PRODUCTS_FROM, native_precision
+from tests.support.long_model import write_long_bert
 
 LENGTHS = (3, 4, 15, 16, 17, 31, 40, 63, 64, 127, 255, 511, 512)
 PRECISIONS = ["fp32", "bf16"]
@@ -173,3 +174,19 @@ def test_bf16_without_the_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lodestream.kernels.encoder.api.native_precision", lambda: "fp32")
     with pytest.raises(ConfigError, match="bf16"):
         load_encoder(find_model(DEFAULT_MODEL)[0], precision="bf16")
+
+
+@needs_bf16
+def test_long_segments_are_the_same_bits_whatever_shares_the_batch(tmp_path: Path, two_threads: None) -> None:
+    """From PRODUCTS_FROM tokens on bfloat16 attention takes another form, which is held to the same."""
+    folder = write_long_bert(tmp_path / "long", max_tokens=2100)
+    encoder, exact = load_encoder(folder, precision="bf16"), load_encoder(folder, precision="fp32")
+    segments = make_segments((PRODUCTS_FROM - 1, PRODUCTS_FROM, PRODUCTS_FROM + 1, 1500, 2100, 17))
+    alone = {i: encoder.encode(pack([segment])) for i, segment in enumerate(segments)}
+    for threads, order in ((1, [5, 1, 2, 0]), (2, [4, 3, 2, 1, 0, 5]), (3, [2, 1, 3, 4])):
+        torch.set_num_threads(threads)
+        for i, states in encode_each(encoder, segments, order).items():
+            assert torch.equal(states, alone[i]), (len(segments[i]), order)
+    for i, segment in enumerate(segments):
+        wanted = exact.encode(pack([segment])).mean(0)
+        assert float(torch.cosine_similarity(alone[i].mean(0), wanted, dim=0)) >= 0.9999
