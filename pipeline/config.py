@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from lodestream.errors import ConfigError
+from lodestream.pipeline.config_cache import CacheConfig
 from lodestream.pipeline.config_encoder import DensityConfig, EncoderConfig, SegmentConfig
 from lodestream.pipeline.config_errors import describe_errors
 from lodestream.pipeline.config_layers import (
@@ -80,6 +81,7 @@ class Config(Section):
     refresh: RefreshConfig = RefreshConfig()
     upkeep: UpkeepConfig = UpkeepConfig()
     serve: ServeConfig = ServeConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,4 +348,9 @@ uri = ".lodestream"                 # or "s3://bucket/folder", "gs://...", "az:/
 # host = "127.0.0.1"                # reached from this machine only; another one wants a token
 # port = 8750
 # token_file = ""                   # a file with the token that callers send; or LODESTREAM__SERVE__TOKEN
+
+[cache]
+# folder = ".lodestream-cache"      # of `lodestream serve`: pages of rows, kept over restarts
+# disk_bytes = "256MiB"             # 0 keeps none
+# codec = "int8"                    # "int4" takes half of the room, and is less exact
 """

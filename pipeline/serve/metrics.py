@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -108,6 +108,7 @@ class _ServiceCollector(Collector):
         for tier, number in service.rows.count().items():
             found.add_metric([tier], number)
         yield found
+        yield from _collect_cache({} if service.cache is None else service.cache.count())
         encoding = service.encoding
         if encoding is None:
             return
@@ -117,3 +118,21 @@ class _ServiceCollector(Collector):
         tokens.add_metric(["encoded"], counts["encoded_tokens"])
         tokens.add_metric(["known"], counts["known_tokens"])
         yield tokens
+
+
+def _collect_cache(counts: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of every class in memory, and of the disk: look-ups, entries that went, and what is held."""
+    looks = CounterMetricFamily("lodestream_cache_lookups", "Look-ups.", labels=["tier", "class", "result"])
+    evictions = CounterMetricFamily("lodestream_cache_evictions", "Entries that went.", labels=["tier", "class"])
+    entries = GaugeMetricFamily("lodestream_cache_entries", "Entries held.", labels=["tier", "class"])
+    held = GaugeMetricFamily("lodestream_cache_bytes", "Bytes held.", labels=["tier", "class"])
+    tiers = [("memory", kind, of_kind) for kind, of_kind in counts.get("memory", {}).items()]
+    if counts.get("disk"):
+        tiers.append(("disk", "all", counts["disk"]))
+    for tier, kind, of_kind in tiers:
+        for result, name in (("hit", "hits"), ("miss", "misses")):
+            looks.add_metric([tier, kind, result], of_kind[name])
+        evictions.add_metric([tier, kind], of_kind["evictions"])
+        entries.add_metric([tier, kind], of_kind["entries"])
+        held.add_metric([tier, kind], of_kind["held_bytes"])
+    yield from (looks, evictions, entries, held)

@@ -66,7 +66,8 @@ class Feature(Answer):
 
 
 class DocumentFeatures(Answer):
-    """What a snapshot has of one document. ``computed_at``: when the newest of its vectors was computed."""
+    """What a snapshot has of one document. ``computed_at``: when the newest of its vectors was computed. ``lossy``: its
+    vectors come from a cache that keeps them in four bits (``cache.codec``), less exact than the stored ones."""
 
     id: str
     status: FeatureStatus
@@ -74,6 +75,7 @@ class DocumentFeatures(Answer):
     source: str | None = None
     source_version: str | None = None
     computed_at: datetime | None = None
+    lossy: bool = False
     features: list[Feature] = []
 
 

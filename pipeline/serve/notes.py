@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ _MAX_ID_CHARS: Final = 128
 @dataclass(slots=True, kw_only=True)
 class Notes:
     """One request's notes. ``snapshot`` and ``freshness_s`` are set when a snapshot was pinned; ``spans_ms`` are the
-    times of its parts, which add up to less than its whole time."""
+    times of its parts, which add up to less than its whole time. ``tiers``: documents found in each tier."""
 
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     snapshot: int | None = None
     freshness_s: float | None = None
     spans_ms: dict[str, float] = field(default_factory=dict)
+    tiers: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -42,6 +44,7 @@ class Notes:
         """X-Request-Id, Server-Timing and, where a snapshot was read, X-Snapshot and X-Freshness-Seconds."""
         spans = {**self.spans_ms, "total": self.elapsed_s * 1000}
         timing = ", ".join(f"{name};dur={ms:.2f}" for name, ms in spans.items())
+        timing += "".join(f', {tier};desc="{number}"' for tier, number in sorted(self.tiers.items()))
         headers = [(b"x-request-id", self.request_id.encode()), (b"server-timing", timing.encode())]
         if self.snapshot is not None:
             headers.append((b"x-snapshot", str(self.snapshot).encode()))

@@ -8,11 +8,13 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.serve.batched_encoding import BatchedEncoding
+from lodestream.pipeline.serve.cache_keeper import CacheKeeper
+from lodestream.pipeline.serve.cached_encoding import CachedEncoding
+from lodestream.pipeline.serve.cached_rows import CachedRows
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import Encoding
 from lodestream.pipeline.serve.scan_searcher import ScanSearcher
 from lodestream.pipeline.serve.service import Service
-from lodestream.pipeline.serve.stored_rows import StoredRows
 
 
 def open_service(loaded: LoadedConfig) -> Service:
@@ -20,15 +22,19 @@ def open_service(loaded: LoadedConfig) -> Service:
     limits = read_limits(loaded)
     num_threads = loaded.config.encoder.num_threads or os.cpu_count() or 1
 
+    cache = CacheKeeper(loaded.config.cache.options(loaded.resolve))
+
     def make_encoding(options: FeaturizerOptions) -> Encoding:
-        return BatchedEncoding(Featurizer(options), limits, num_threads=num_threads)
+        batched = BatchedEncoding(Featurizer(options), limits, num_threads=num_threads)
+        return CachedEncoding(batched, cache, limits)
 
     return Service(
         loaded.store_location,
-        rows=StoredRows(),
+        rows=CachedRows(cache),
         searcher=ScanSearcher(),
         make_encoding=make_encoding,
         limits=limits,
+        cache=cache,
         poll_interval_s=loaded.config.serve.poll_interval,
     )
 

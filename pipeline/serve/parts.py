@@ -33,6 +33,7 @@ class StoredDocument:
     ``rows``: its feature rows of the granularities asked for, of schema.features_schema(D), sentences first.
     ``quarantine_reason``: None where its last version was used.
     ``tier``: where it was found ("memory", "disk", "snapshot"), for the counts.
+    ``is_lossy``: whether the vectors went through a codec of the cache that loses (``cache.codec``).
     """
 
     doc_id: str
@@ -41,6 +42,7 @@ class StoredDocument:
     quarantine_reason: str | None
     rows: pa.Table
     tier: str = "snapshot"
+    is_lossy: bool = False
 
     @property
     def computed_at(self) -> datetime | None:

@@ -50,6 +50,7 @@ def render_document(read: DocumentRead, encoding: VectorEncoding) -> dict[str, A
         "source": stored.source,
         "source_version": stored.source_version,
         "computed_at": stored.computed_at,
+        "lossy": stored.is_lossy,
         "features": render_rows(stored.rows, encoding),
     }
 
@@ -113,6 +114,7 @@ def tabulate_documents(reads: Sequence[DocumentRead], encoding: VectorEncoding, 
             "source": (stored.source if stored else None, pa.string()),
             "source_version": (stored.source_version if stored else None, pa.string()),
             "computed_at": (stored.computed_at if stored else None, TIMESTAMP),
+            "lossy": (stored.is_lossy if stored else False, pa.bool_()),
         }
         tables.append(_tabulate(stored.rows if stored else empty, encoding, owner))
     return pa.concat_tables(tables)

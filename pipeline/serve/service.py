@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import DeadlineExceeded, RequestInvalid, StoreError
 from lodestream.pipeline.search import Hit
+from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.follower import Follower, SnapshotNumber, View
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.models import (
@@ -68,10 +69,12 @@ class Service:
         make_encoding: Callable[[FeaturizerOptions], Encoding],
         limits: Limits,
         poll_interval_s: float,
+        cache: CacheKeeper | None = None,
     ) -> None:
         self.location = location
         self.rows = rows
         self.searcher = searcher
+        self.cache = cache
         self.limits = limits
         self.is_stopping = False
         self._make_encoding = make_encoding
@@ -89,6 +92,8 @@ class Service:
         self.is_stopping = True
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.follower.stop()
+        if self.cache is not None:
+            self.cache.close()
 
     @property
     def encoding(self) -> Encoding | None:
@@ -127,9 +132,11 @@ class Service:
     async def get_features(self, request: FeaturesRequest, notes: Notes) -> tuple[View, list[DocumentRead]]:
         """What a snapshot has of documents, in the order of the ids."""
         self.limits.check_ids(request.ids)
-        return await self._read(
+        view, reads = await self._read(
             request.snapshot, notes, lambda view: self._read_documents(view, request.ids, request.granularities)
         )
+        notes.tiers.update(read.stored.tier for read in reads if read.stored is not None)
+        return view, reads
 
     async def encode(self, request: EncodeRequest, notes: Notes) -> tuple[View, EncodedTexts]:
         """Features of texts; segments that the store has are not encoded."""

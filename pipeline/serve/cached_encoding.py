@@ -1,0 +1,73 @@
+"""Features of texts through the cache: a text that was encoded under the same recipe is not encoded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from lodestream.actors.featurizer import Featurizer
+from lodestream.actors.paragraphs import TextFormat
+from lodestream.pipeline.reuse import SegmentIndex
+from lodestream.pipeline.serve.cache_keeper import CacheKeeper
+from lodestream.pipeline.serve.limits import Limits
+from lodestream.pipeline.serve.parts import EncodedTexts, Encoding
+from lodestream.storage.cache.entry import TEXT, Entry, name_text
+
+
+class CachedEncoding:
+    """An encoding that asks the cache first, and another one for the rest."""
+
+    def __init__(self, encoding: Encoding, keeper: CacheKeeper, limits: Limits) -> None:
+        self._encoding = encoding
+        self._limits = limits
+        self._keeper = keeper
+        self._num_known_tokens = 0
+
+    @property
+    def featurizer(self) -> Featurizer:
+        """That of the encoding behind the cache."""
+        return self._encoding.featurizer
+
+    def warm(self) -> None:
+        """Readies the encoding behind the cache."""
+        self._encoding.warm()
+
+    async def encode(
+        self, texts: Sequence[str], *, text_format: TextFormat, segments: SegmentIndex | None
+    ) -> EncodedTexts:
+        """See parts.Encoding. What is refused does not hang on what the cache has."""
+        cache = self._keeper.open(self.featurizer.model.dim)
+        version = self.featurizer.feature_version
+        keys = [name_text(version, text_format, text) for text in texts]
+        held = {key: pair[0] for key in dict.fromkeys(keys) if (pair := cache.get(TEXT, key)) is not None}
+        self._num_known_tokens += sum(held[key].num_tokens for key in keys if key in held)
+        wanted = [index for index, key in enumerate(keys) if key not in held]
+        num_encoded = 0
+        if wanted:
+            chosen = [texts[index] for index in wanted]
+            encoded = await self._encoding.encode(chosen, text_format=text_format, segments=segments)
+            num_encoded = encoded.num_encoded_tokens
+            for index, rows, num_tokens in zip(wanted, encoded.rows, encoded.num_tokens, strict=True):
+                held[keys[index]] = Entry(rows=_as_batch(rows), num_tokens=num_tokens)
+                cache.put(TEXT, keys[index], held[keys[index]])
+        self._limits.check_tokens([held[key].num_tokens for key in keys])
+        return EncodedTexts(
+            rows=[pa.Table.from_batches([held[key].rows]) for key in keys],
+            num_tokens=[held[key].num_tokens for key in keys],
+            num_encoded_tokens=num_encoded,
+        )
+
+    def count(self) -> Mapping[str, int]:
+        """See parts.Encoding; tokens of texts that the cache had count as known."""
+        counts = dict(self._encoding.count())
+        return counts | {"known_tokens": counts["known_tokens"] + self._num_known_tokens}
+
+    def close(self) -> None:
+        """Ends the encoding behind the cache."""
+        self._encoding.close()
+
+
+def _as_batch(rows: pa.Table) -> pa.RecordBatch:
+    batches = rows.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)

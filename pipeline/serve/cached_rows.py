@@ -1,0 +1,144 @@
+"""Rows by document through the cache: memory, then disk, then the store, each tier asked for what the one before lacks.
+
+What a document is called in the cache follows from the snapshot's catalog, which is made when a snapshot is about to
+be served: a publish leaves the entries of all documents that it did not touch, and none of the others is asked for
+again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lodestream.pipeline.serve.cache_keeper import CacheKeeper
+from lodestream.pipeline.serve.parts import StoredDocument
+from lodestream.pipeline.serve.stored_rows import read_documents
+from lodestream.schema import GRANULARITIES, Granularity, features_schema
+from lodestream.storage.cache.entry import Entry, name_rows
+from lodestream.storage.cache.layered import LayeredCache
+from lodestream.storage.catalog import Catalog, CatalogEntry
+from lodestream.storage.store import Snapshot
+
+_TIERS: Final = ("memory", "disk", "snapshot")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """A snapshot that is served: its documents, and the cache for vectors of its width."""
+
+    snapshot: Snapshot
+    catalog: Catalog
+    cache: LayeredCache
+
+
+class CachedRows:
+    """A row source with a cache. What it gives is what the store has in that snapshot, vectors through a lossy codec
+    excepted, which say so."""
+
+    def __init__(self, keeper: CacheKeeper) -> None:
+        self._keeper = keeper
+        self._served: dict[int, _Served] = {}
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys((*_TIERS, "miss"), 0)
+
+    def prepare(self, snapshot: Snapshot, *, before: Snapshot | None) -> None:
+        """Reads the snapshot's catalog, unless its documents are those of ``before``."""
+        known = self._served.get(before.sequence) if before is not None else None
+        is_same = (
+            before is not None
+            and before.tables["documents"] == snapshot.tables["documents"]
+            and before.version == snapshot.version
+        )
+        catalog = known.catalog if known is not None and is_same else Catalog.read(snapshot)
+        served = _Served(snapshot=snapshot, catalog=catalog, cache=self._keeper.open(snapshot.dim))
+        read_documents(snapshot, [""], GRANULARITIES)  # opens the tables, so that the first miss does not
+        with self._lock:
+            self._served[snapshot.sequence] = served
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Its catalog goes; the cached rows stay."""
+        with self._lock:
+            served = self._served.get(snapshot.sequence)
+            if served is not None and served.snapshot is snapshot:
+                del self._served[snapshot.sequence]
+
+    def get(
+        self, snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
+    ) -> Mapping[str, StoredDocument]:
+        """See parts.RowSource."""
+        wanted = list(dict.fromkeys(doc_ids))
+        served = self._served.get(snapshot.sequence)
+        if served is None or served.snapshot.tables != snapshot.tables:  # an older one, asked for by its number
+            documents = read_documents(snapshot, wanted, granularities)
+        else:
+            documents = self._get(served, wanted, [name for name in GRANULARITIES if name in granularities])
+        with self._lock:
+            for document in documents.values():
+                self._counts[document.tier] += 1
+            self._counts["miss"] += len(wanted) - len(documents)
+        return documents
+
+    def count(self) -> Mapping[str, int]:
+        """Documents found, by the farthest tier that one had to be asked in, and those not found."""
+        with self._lock:
+            return dict(self._counts)
+
+    def _get(
+        self, served: _Served, doc_ids: Sequence[str], granularities: Sequence[Granularity]
+    ) -> dict[str, StoredDocument]:
+        known = {doc_id: entry for doc_id in doc_ids if (entry := served.catalog.find(doc_id)) is not None}
+        documents: dict[str, StoredDocument] = {}
+        missing: list[str] = []
+        for doc_id, said in known.items():
+            found = [served.cache.get(name, name_rows(said.identity, name)) for name in granularities]
+            held = [pair for pair in found if pair is not None]
+            if len(held) < len(granularities):
+                missing.append(doc_id)
+                continue
+            tier = max((tier for _, tier in held), key=_TIERS.index, default="memory")
+            documents[doc_id] = _describe(served, said, [entry for entry, _ in held], tier)
+        if missing:
+            documents |= _read(served, {doc_id: known[doc_id] for doc_id in missing}, granularities)
+        return documents
+
+
+def _read(
+    served: _Served, known: Mapping[str, CatalogEntry], granularities: Sequence[Granularity]
+) -> dict[str, StoredDocument]:
+    """Documents from the store; their rows go to the cache."""
+    stored = read_documents(served.snapshot, list(known), granularities)
+    documents = {}
+    for doc_id, document in stored.items():
+        said = known[doc_id]
+        entries = []
+        for name in granularities:
+            entry = Entry(rows=_pick(document.rows, name), source=said.source)
+            served.cache.put(name, name_rows(said.identity, name), entry)
+            entries.append(entry)
+        documents[doc_id] = _describe(served, said, entries, "snapshot")
+    return documents
+
+
+def _describe(served: _Served, said: CatalogEntry, entries: Sequence[Entry], tier: str) -> StoredDocument:
+    schema = features_schema(served.snapshot.dim)
+    return StoredDocument(
+        doc_id=said.doc_id,
+        source=said.source,
+        source_version=said.source_version,
+        quarantine_reason=said.quarantine_reason,
+        rows=pa.Table.from_batches([entry.rows for entry in entries if entry.rows.num_rows], schema=schema),
+        tier=tier,
+        is_lossy=any(entry.is_lossy for entry in entries),
+    )
+
+
+def _pick(rows: pa.Table, granularity: str) -> pa.RecordBatch:
+    """The rows of one granularity, as one batch with memory of its own."""
+    chosen = rows.filter(pc.equal(rows.column("granularity"), granularity)).combine_chunks()
+    batches = chosen.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=chosen.schema)
