@@ -10,7 +10,7 @@ import torch
 
 from lodestream.kernels.attention import fused
 from lodestream.kernels.attention.layout import mask_window, plan_blocks
-from tests.support.attention_oracle import make_cells, make_inputs, make_random_mask
+from lodestream.kernels.gpu_check.attention_oracle import make_cells, make_inputs, make_random_mask
 from tests.support.triton_compiler import SHARED_BYTES, compile_kernel
 
 # Loads and stores of spilled registers, by head dim and architecture. On sm_80 a result of 128 x 128 in float32, the

@@ -15,10 +15,10 @@ from lodestream.kernels.embed_norm import fused as embed_norm_fused
 from lodestream.kernels.fused_forms import Launch
 from lodestream.kernels.glu import fused as glu_fused
 from lodestream.kernels.glu.kinds import Activated, Activation
+from lodestream.kernels.gpu_check.inputs import make_rows, make_tables, name_norm
 from lodestream.kernels.rope import fused as rope_fused
 from lodestream.kernels.rope.table import make_rotary_table
 from lodestream.kernels.span_pool import fused as span_pool_fused
-from tests.support.operator_cases import make_rows, make_tables, name_norm
 from tests.support.triton_compiler import SHARED_BYTES, compile_kernel
 
 DTYPE = torch.bfloat16

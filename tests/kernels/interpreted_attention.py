@@ -14,8 +14,14 @@ import triton
 from lodestream.kernels.attention import fused
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import BlockMask, make_mask, mask_all, mask_window, plan_blocks
+from lodestream.kernels.gpu_check.attention_oracle import (
+    ODD_LENGTHS,
+    attend_in_float64,
+    make_cells,
+    make_inputs,
+    make_random_mask,
+)
 from tests.support import triton_interpreter  # noqa: F401  repairs the interpreter
-from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_cells, make_inputs, make_random_mask
 from tests.support.mutants import load_mutant
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

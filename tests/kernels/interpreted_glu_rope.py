@@ -14,11 +14,11 @@ import torch
 
 from lodestream.kernels.glu import fused as glu_fused
 from lodestream.kernels.glu.kinds import Activated, Activation
+from lodestream.kernels.gpu_check.inputs import DTYPES, ODD_ROWS, make_hard_rows, make_rows, name_norm
 from lodestream.kernels.gpu_check.oracle import expect_glu, expect_rope, measure_excess
 from lodestream.kernels.rope import fused as rope_fused
 from lodestream.kernels.rope.table import make_rotary_table
 from tests.support.interpreted_launch import launch_kernel, measure_mutant, surround
-from tests.support.operator_cases import DTYPES, ODD_ROWS, make_hard_rows, make_rows, name_norm
 
 
 def excess_glu(

@@ -15,10 +15,7 @@ import torch
 from lodestream.kernels.add_norm import fused as add_norm_fused
 from lodestream.kernels.embed_norm import fused as embed_norm_fused
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
-from lodestream.kernels.gpu_check.oracle import expect_add_norm, expect_embed_norm, measure_excess
-from lodestream.kernels.norm import Norm
-from tests.support.interpreted_launch import launch_kernel, measure_mutant, surround
-from tests.support.operator_cases import (
+from lodestream.kernels.gpu_check.inputs import (
     DTYPES,
     ODD_ROWS,
     WIDTHS,
@@ -29,6 +26,9 @@ from tests.support.operator_cases import (
     make_tokens,
     name_norm,
 )
+from lodestream.kernels.gpu_check.oracle import expect_add_norm, expect_embed_norm, measure_excess
+from lodestream.kernels.norm import Norm
+from tests.support.interpreted_launch import launch_kernel, measure_mutant, surround
 
 NORMS = ["layer", "layer without bias", "rms", "1 + rms"]
 

@@ -12,10 +12,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from lodestream.kernels.gpu_check.inputs import DTYPES, ODD_ROWS, WIDTHS, make_rows
 from lodestream.kernels.span_pool import fused as span_pool_fused
 from lodestream.kernels.span_pool import reference
 from tests.support.interpreted_launch import launch_kernel, measure_mutant, surround
-from tests.support.operator_cases import DTYPES, ODD_ROWS, WIDTHS, make_rows
 
 
 def make_spans(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

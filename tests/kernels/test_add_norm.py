@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lodestream.kernels.add_norm.api import add_norm
+from lodestream.kernels.gpu_check.inputs import DTYPES, ODD_ROWS, make_hard_rows, make_norm, make_rows
 from lodestream.kernels.gpu_check.oracle import expect_add_norm, measure_excess
 from lodestream.kernels.norm import Norm
-from tests.support.operator_cases import DTYPES, ODD_ROWS, make_hard_rows, make_norm, make_rows
 
 Stream = Literal["sum", "normed"]
 

@@ -23,7 +23,13 @@ from lodestream.kernels.attention.layout import (
     mask_window,
     plan_blocks,
 )
-from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_cells, make_inputs, make_random_mask
+from lodestream.kernels.gpu_check.attention_oracle import (
+    ODD_LENGTHS,
+    attend_in_float64,
+    make_cells,
+    make_inputs,
+    make_random_mask,
+)
 
 FORMS = ["reference", "cpu"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -11,7 +11,7 @@ from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
-from tests.support.attention_oracle import make_inputs
+from lodestream.kernels.gpu_check.attention_oracle import make_inputs
 
 OPEN = GateTable(engine="e", head_dim=32, points=((1, 1.0),))
 

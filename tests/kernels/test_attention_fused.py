@@ -13,7 +13,7 @@ from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
-from tests.support.attention_oracle import ODD_LENGTHS, attend_in_float64, make_inputs
+from lodestream.kernels.gpu_check.attention_oracle import ODD_LENGTHS, attend_in_float64, make_inputs
 from tests.support.triton_process import needs_triton, run_tests
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -55,4 +55,4 @@ def test_on_a_gpu(head_dim: int, dtype: torch.dtype) -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(results[0].out_THD, results[1].out_THD)
     expected = attend_in_float64(q, k, v, mask)
-    assert float((results[0].out_THD.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert float((results[0].out_THD.cpu().double() - expected.out_THD).abs().max()) <= expected.out_budget

@@ -19,7 +19,7 @@ from lodestream.kernels.block_mask import (
     estimate_mass,
     force_blocks,
 )
-from tests.support.attention_oracle import ODD_LENGTHS, make_inputs, make_random_mask
+from lodestream.kernels.gpu_check.attention_oracle import ODD_LENGTHS, make_inputs, make_random_mask
 
 
 def make_mass(num_rows: int, num_blocks: int, *, num_heads: int = 3, seed: int = 0) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from lodestream.kernels.embed_norm.api import embed_norm
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
+from lodestream.kernels.gpu_check.inputs import DTYPES, ODD_ROWS, make_norm, make_tables, make_tokens
 from lodestream.kernels.gpu_check.oracle import expect_embed_norm, measure_excess
-from tests.support.operator_cases import DTYPES, ODD_ROWS, make_norm, make_tables, make_tokens
 
 
 @pytest.mark.parametrize("num_tokens", ODD_ROWS)

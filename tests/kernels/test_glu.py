@@ -9,8 +9,8 @@ import torch
 
 from lodestream.kernels.glu.api import glu
 from lodestream.kernels.glu.kinds import Activated, Activation
+from lodestream.kernels.gpu_check.inputs import DTYPES, ODD_ROWS, make_hard_rows, make_rows
 from lodestream.kernels.gpu_check.oracle import expect_glu, measure_excess
-from tests.support.operator_cases import DTYPES, ODD_ROWS, make_hard_rows, make_rows
 
 
 def excess(x: torch.Tensor, activation: Activation, activated: Activated, bias: torch.Tensor | None = None) -> float:

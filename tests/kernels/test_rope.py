@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from lodestream.kernels.gpu_check.inputs import DTYPES, make_norm, make_rows
 from lodestream.kernels.gpu_check.oracle import expect_rope, measure_excess
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.rope.api import rope
 from lodestream.kernels.rope.table import RotaryTable, make_rotary_table, tabulate_angles
-from tests.support.operator_cases import DTYPES, make_norm, make_rows
 
 
 def make_heads(num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

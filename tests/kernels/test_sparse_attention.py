@@ -14,9 +14,9 @@ from lodestream.kernels.attention.dense import attend_dense
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe
+from lodestream.kernels.gpu_check.attention_oracle import make_inputs
 from lodestream.kernels.segment_attention import AttentionLayer
 from lodestream.kernels.sparse_attention import ErrorTally, SparseSegment, attend_sparsely
-from tests.support.attention_oracle import make_inputs
 
 
 def make_smooth_inputs(lengths: Sequence[int], noise: Sequence[float]) -> tuple[torch.Tensor, ...]:

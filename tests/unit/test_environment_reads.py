@@ -13,6 +13,7 @@ HOME = "pipeline/config.py"
 
 # Files that touch the environment otherwise, each with the reason.
 ALLOWED: dict[str, str] = {
+    "kernels/gpu_check/__main__.py": "writes what triton must find before it is imported, to interpret its kernels",
     "pipeline/process.py": "writes the defaults that torch and Ray must find before they are imported",
 }
 

@@ -1,6 +1,7 @@
 """Block-sparse attention in float64, token by token from the definition, with the error that other forms may have.
 
-It shares the sizes of blocks and cells with the code under test, and nothing else.
+It shares the sizes of blocks and cells with the code under test, and nothing else. It computes on the CPU, wherever its
+inputs lie.
 """
 
 from __future__ import annotations
@@ -74,11 +75,13 @@ def attend_in_float64(
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     outs, lses, budgets = [], [], []
     for segment in mask.layout.segments:
-        keep = mask.keep_of(segment)
+        keep = mask.keep_of(segment).cpu()
         for head in range(q_THD.shape[1]):
-            q, k, v = (x[segment.tokens, head].double() for x in (q_THD, k_THD, v_THD))
+            q, k, v = (x[segment.tokens, head].cpu().double() for x in (q_THD, k_THD, v_THD))
             kept = keep[min(head, len(keep) - 1)].repeat_interleave(mask.layout.query_block, 0)[: len(q)]
-            out, lse, largest = _attend(q, k, v, kept, scale, "none" if mask.window else compensation, mask.window)
+            out, lse, largest = _attend(
+                q, k, v, kept, scale=scale, compensation="none" if mask.window else compensation, window=mask.window
+            )
             outs.append(out)
             lses.append(lse)
             budgets.append(_budget(q, v, largest, dtype=q_THD.dtype, rounds_logits=rounds_logits))
@@ -93,6 +96,7 @@ def _attend(
     k: torch.Tensor,
     v: torch.Tensor,
     kept: torch.Tensor,
+    *,
     scale: float,
     compensation: str,
     window: int | None,

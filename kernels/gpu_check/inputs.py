@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
@@ -68,3 +71,13 @@ def make_tables(
 def make_tokens(num_tokens: int, *, limit: int = 50, seed: int = 6) -> torch.Tensor:
     """int64 [T] below ``limit``."""
     return torch.randint(limit, (num_tokens,), generator=torch.Generator().manual_seed(seed))
+
+
+def place(value: Any, device: torch.device) -> Any:
+    """Tensors, and dataclasses that hold some, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    fields = getattr(value, "__dataclass_fields__", None)
+    if fields is None:
+        return value
+    return replace(value, **{name: place(getattr(value, name), device) for name in fields})
