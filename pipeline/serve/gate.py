@@ -50,7 +50,7 @@ class Gate:
         counted = scope["path"].startswith("/v1/")
         self._num_running += counted
         try:
-            if counted and self._num_running > self._limits.max_requests:
+            if counted and not self._has_room():
                 raise ServiceUnavailable(
                     f"{self._limits.max_requests} requests are under way already", "try again", retry_after_s=1.0
                 )
@@ -72,6 +72,9 @@ class Gate:
         finally:
             self._num_running -= counted
             self._metrics.observe(_name_route(scope), scope["method"], answer.status, notes)
+
+    def _has_room(self) -> bool:
+        return self._num_running <= self._limits.max_requests
 
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limit = self._limits.max_body_bytes

@@ -275,12 +275,13 @@ class Readiness(Answer):
 
 
 class Problem(Answer):
-    """An error, as RFC 9457 has it. ``hint`` says what to do next."""
+    """An error, as RFC 9457 has it. ``hint`` says what to do next; ``message`` is what OpenAI's client shows."""
 
     type: str
     title: str
     status: int
     detail: str
+    message: str | None = None
     request_id: str | None = None
     hint: str | None = None
     errors: list[dict[str, Any]] | None = None

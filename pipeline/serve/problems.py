@@ -76,6 +76,7 @@ def describe_problem(
         "title": title,
         "status": status,
         "detail": detail,
+        "message": f"{detail}; {hint}" if hint else detail,
         "request_id": request_id,
     }
     if hint:

@@ -145,27 +145,28 @@ def to_arrow_stream(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
 def _tabulate(rows: pa.Table, encoding: VectorEncoding, owner: Mapping[str, tuple[Any, pa.DataType]]) -> pa.Table:
     length = max(rows.num_rows, 1)
     columns = {name: pa.array([value] * length, kind) for name, (value, kind) in owner.items()}
-    features = rows.select([*FEATURE_COLUMNS, "codes", "scale"])
+    features = rows.select([*FEATURE_COLUMNS, "scale"])
     if not rows.num_rows:
         schema = pa.schema([field.with_nullable(True) for field in features.schema])
         features = pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)
     columns |= {name: features.column(name) for name in FEATURE_COLUMNS}
     if encoding == "int8":
-        columns |= {"codes": features.column("codes"), "scale": features.column("scale")}
+        columns |= {"codes": _read_column(rows, pa.int8()), "scale": features.column("scale")}
     else:
-        columns["vector"] = _decode_column(rows)
+        columns["vector"] = _read_column(rows, pa.float32())
     table = pa.table(columns)
     # One schema whatever the rows: those of a document that is not there hold nulls.
     return table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
 
 
-def _decode_column(rows: pa.Table) -> pa.Array:
+def _read_column(rows: pa.Table, kind: pa.DataType) -> pa.Array:
+    """Codes (int8) or vectors (float32) as lists whose values may be null, as those of a document without rows are."""
     dim = rows.column("codes").type.list_size
-    kind = pa.list_(pa.float32(), dim)
     if not rows.num_rows:
-        return pa.nulls(1, kind)
-    vectors = decode_rows(*read_codes(rows))
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim).cast(kind)
+        return pa.nulls(1, pa.list_(kind, dim))
+    codes, scales = read_codes(rows)
+    values = codes if pa.types.is_int8(kind) else decode_rows(codes, scales)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dim)
 
 
 def _as_values(column: pa.ChunkedArray) -> list[Any]:

@@ -310,7 +310,8 @@ def _take_vector(values: Sequence[float], dim: int) -> NDArray[np.float32]:
     if len(values) != dim:
         raise RequestInvalid(f"the vector has {len(values)} values, those of the store have {dim}")
     vector = np.asarray(values, np.float64)
-    length = float(np.linalg.norm(vector))
+    with np.errstate(over="ignore"):
+        length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or length == 0:
         raise RequestInvalid("the vector has no direction: its length is 0, or more than can be computed with")
     return np.asarray(vector / length, np.float32)
