@@ -1,65 +1,20 @@
-"""The routes over real HTTP: what they answer, in which forms, and what they say when they cannot."""
+"""The routes over real HTTP: what they answer, and in which forms."""
 
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
-import pyarrow as pa
 import pytest
 
-from lodestream.errors import DeadlineExceeded, Overloaded
 from lodestream.pipeline.serve import models
-from lodestream.pipeline.serve.access import Access
-from lodestream.pipeline.serve.gate import Gate
-from tests.support.served import BROKEN, DOCUMENTS, POLL, Served, serve_http, wait_until
+from tests.support.http_fixtures import ARROW, expect_problem, read_arrow
+from tests.support.served import DOCUMENTS, POLL, Served, serve_http, wait_until
 from tests.support.workspace import Workspace
-
-ARROW = {"accept": "application/vnd.apache.arrow.stream"}
-TOKEN = "a-token-that-is-long-enough"
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace.create(tmp_path_factory.mktemp("http"), DOCUMENTS | {"notes/größe & co.md": "Größen und Maße."})
-    made.write("broken.md", BROKEN)
-    made.run()
-    return made
-
-
-@pytest.fixture(scope="module")
-def served(workspace: Workspace) -> Iterator[Served]:
-    limits = ("serve.max_ids=20", "serve.max_texts=8", "serve.max_body_bytes=64KiB", "serve.max_text_tokens=100")
-    with serve_http(workspace.load(POLL, *limits)) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> httpx.Client:
-    return served.client
-
-
-def read_arrow(answer: httpx.Response) -> pa.Table:
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == ARROW["accept"]
-    return pa.ipc.open_stream(answer.content).read_all()
-
-
-def expect_problem(answer: httpx.Response, status: int) -> models.Problem:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = models.Problem.model_validate_json(answer.content)
-    assert problem.status == status
-    assert problem.request_id == answer.headers["x-request-id"]
-    assert "Traceback" not in answer.text
-    return problem
-
 
 # ---- features --------------------------------------------------------------------------------------------------------
 
@@ -217,8 +172,8 @@ def test_the_official_client_of_openai_works_unchanged(served: Served) -> None:
     client.close()
 
 
-def test_what_is_stored_never_touches_the_encoder(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve_http(workspace.load(POLL)) as served:
+def test_what_is_stored_never_touches_the_encoder(http_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_http(http_workspace.load(POLL)) as served:
         client = served.client
         vector = client.get("/v1/features/wool.md?granularity=document").json()["features"][0]["vector"]
 
@@ -234,186 +189,3 @@ def test_what_is_stored_never_touches_the_encoder(workspace: Workspace, monkeypa
         known = client.post("/v1/encode", json={"texts": [DOCUMENTS["wool.md"]], "text_format": "markdown"})
         assert known.json()["num_encoded_tokens"] == 0
         expect_problem(client.post("/v1/encode", json={"texts": ["Never seen before."]}), 500)
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/v1/features:get", {"ids": []}, 422),
-        ("/v1/features:get", {"ids": ["x"], "granularities": ["word"]}, 422),
-        ("/v1/features:get", {"ids": ["x"], "unknown": 1}, 422),
-        ("/v1/features:get", {"ids": ["x"], "snapshot": 77}, 404),
-        ("/v1/features:get", {"ids": ["x"], "snapshot": 2**70}, 422),
-        ("/v1/features:get", {"ids": ["x" * 5000]}, 422),
-        ("/v1/features:get", {"ids": ["x"] * 21}, 413),
-        ("/v1/encode", {"texts": ["x"] * 9}, 413),
-        ("/v1/encode", {"texts": ["word " * 101]}, 413),
-        ("/v1/encode", {"texts": ["x" * 70_000]}, 413),
-        ("/v1/search", {"query": "   "}, 422),
-        ("/v1/search", {}, 422),
-        ("/v1/search", {"query": "x", "limit": 0}, 422),
-        ("/v1/search", {"vector": [0.0] * 384}, 422),
-        ("/v1/search", {"vector": [1e308] * 384}, 422),
-        ("/v1/density", {"texts": ["x"], "ids": ["y"]}, 422),
-        ("/v1/embeddings", {"model": "lodestream", "input": ""}, 422),
-        ("/v1/nothing", {}, 404),
-        ("/v1/status", {}, 405),
-    ],
-)
-def test_what_cannot_be_answered_is_a_problem(client: httpx.Client, path: str, body: Any, status: int) -> None:
-    problem = expect_problem(client.post(path, json=body), status)
-    assert problem.detail
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[1,2", b'{"query": NaN}', b'{"query": "\\ud800"}', b"\xff\xfe", b"[" * 5000]
-)
-def test_torn_bodies_are_problems(client: httpx.Client, body: bytes) -> None:
-    expect_problem(client.post("/v1/search", content=body, headers={"content-type": "application/json"}), 422)
-
-
-@pytest.mark.parametrize(
-    ("error", "status"), [(Overloaded("full", retry_after_s=2.0), 429), (DeadlineExceeded("late"), 504)]
-)
-def test_a_full_queue_and_a_late_answer(
-    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
-) -> None:
-    async def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(served.service.encoding, "encode", fail)
-    answer = served.client.post("/v1/encode", json={"texts": ["x"]})
-    expect_problem(answer, status)
-    assert answer.headers.get("retry-after") == ("2" if status == 429 else None)
-
-
-def test_an_unforeseen_error_says_nothing_of_itself(
-    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a secret of the server")
-
-    monkeypatch.setattr(served.service.rows, "get", fail)
-    answer = served.client.get("/v1/features/wool.md")
-    expect_problem(answer, 500)
-    assert "secret" not in answer.text
-    assert answer.headers["x-request-id"] in caplog.text
-
-
-def test_no_answer_in_time_is_504(workspace: Workspace) -> None:
-    with serve_http(workspace.load(POLL, "serve.request_timeout=1ms")) as served:
-        expect_problem(served.client.post("/v1/encode", json={"texts": ["word " * 400]}), 504)
-
-
-def test_too_many_requests_at_once_are_503(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "_has_room", lambda _: False)
-    answer = served.client.get("/v1/features/wool.md")
-    expect_problem(answer, 503)
-    assert answer.headers["retry-after"] == "1"
-    assert served.client.get("/livez").status_code == 200
-
-
-# ---- headers, probes -------------------------------------------------------------------------------------------------
-
-
-def test_headers_tell_the_truth(client: httpx.Client) -> None:
-    answer = client.post("/v1/search", json={"query": "sheep"}, headers={"x-request-id": "mine-1"})
-    assert answer.headers["x-request-id"] == "mine-1"
-    spans = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
-    times = {name: float(value) for name, value in spans.items()}
-    assert set(times) == {"encode", "search", "total"}
-    assert times["encode"] + times["search"] <= times["total"]
-    status = client.get("/v1/status").json()
-    assert abs(float(answer.headers["x-freshness-seconds"]) - status["freshness"]["lag_seconds"]) < 5
-    evil = client.get("/livez", headers={"x-request-id": "a" * 200}).headers["x-request-id"]
-    assert len(evil) == 16
-
-
-def test_status_is_that_of_the_command_line(workspace: Workspace, client: httpx.Client) -> None:
-    served = client.get("/v1/status").json()
-    mine = json.loads(workspace.command("status", "--json").stdout)
-    assert set(served) == set(mine) | {"serving"}
-    assert served["health"] == mine["health"] == "degraded"
-    assert served["snapshot"]["sequence"] == mine["snapshot"]["sequence"] == served["serving"]["snapshot"]
-
-
-def test_snapshots_probes_and_metrics(client: httpx.Client) -> None:
-    snapshots = models.SnapshotsAnswer.model_validate_json(client.get("/v1/snapshots").content).snapshots
-    assert [(one.sequence, one.latest) for one in snapshots] == [(1, True)]
-    assert client.get("/livez").text == "ok\n"
-    readiness = models.Readiness.model_validate_json(client.get("/readyz").content)
-    assert (readiness.status, readiness.snapshot) == ("ready", 1)
-    client.get("/v1/features/none")
-    text = client.get("/metrics").text
-    assert 'lodestream_requests_total{method="GET",route="/v1/features/{id:path}",status="404"}' in text
-    assert 'lodestream_rows_found_total{tier="' in text
-    assert "lodestream_snapshot 1.0" in text
-
-
-def test_an_empty_store_says_what_to_type_and_becomes_ready(tmp_path: Path) -> None:
-    workspace = Workspace.create(tmp_path, DOCUMENTS)
-    with serve_http(workspace.load(POLL)) as served:
-        answer = served.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json()["status"] == "empty"
-        assert "lodestream run" in answer.json()["reason"]
-        problem = served.client.post("/v1/features:get", json={"ids": ["wool.md"]})
-        assert "lodestream run" in (expect_problem(problem, 503).hint or "")
-        assert int(problem.headers["retry-after"]) > 0
-        assert "empty" in served.client.get("/").text
-        workspace.run()
-        wait_until(lambda: served.client.get("/readyz").status_code == 200)
-        assert served.client.get("/v1/features/wool.md").status_code == 200
-
-
-# ---- access ----------------------------------------------------------------------------------------------------------
-
-
-def test_without_the_token_only_the_probes_answer(workspace: Workspace) -> None:
-    with serve_http(workspace.load(POLL), access=Access(TOKEN)) as served:
-        client = served.client
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic !!"}, {"authorization": TOKEN}):
-            answer = client.get("/v1/features/wool.md", headers=headers)
-            expect_problem(answer, 401)
-            assert answer.headers["www-authenticate"].startswith("Bearer")
-        for path in ("/", "/metrics", "/v1/status", "/openapi.json", "/nothing"):
-            expect_problem(client.get(path), 401)
-        assert client.get("/livez").status_code == 200
-        assert client.get("/readyz").status_code in (200, 503)
-        bearer = {"authorization": f"Bearer {TOKEN}"}
-        wait_until(lambda: client.get("/v1/features/wool.md", headers=bearer).status_code == 200)
-        assert client.get("/", auth=("", TOKEN)).status_code == 200
-        assert "Basic" in client.get("/").headers["www-authenticate"]
-
-
-def test_without_a_token_only_names_of_this_machine_are_answered(served: Served) -> None:
-    expect_problem(served.client.get("/v1/features/wool.md", headers={"host": "elsewhere.example"}), 401)
-    assert served.client.get("/v1/features/wool.md", headers={"host": "localhost:1"}).status_code == 200
-
-
-# ---- page ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_page_holds_everything_itself(client: httpx.Client) -> None:
-    answer = client.get("/")
-    assert answer.status_code == 200
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    page = answer.text
-    assert "<script" not in page
-    assert "http://" not in page.replace("http-equiv", "")
-    assert "https://" not in page
-    for part in ("degraded", "Freshness", "broken.md", "not UTF-8", "Density", "Cache", "Lease", "docs"):
-        assert part in page
-
-
-def test_what_documents_say_is_escaped(tmp_path: Path) -> None:
-    workspace = Workspace.create(tmp_path, DOCUMENTS)
-    workspace.write("<script>alert(1)</script>.md".replace("/", "∕"), BROKEN)
-    workspace.run()
-    with serve_http(workspace.load(POLL)) as served:
-        page = served.client.get("/").text
-    assert "&lt;script&gt;" in page
-    assert "<script" not in page
