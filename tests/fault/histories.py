@@ -51,6 +51,7 @@ PARAGRAPHS = (
     "A harbour master keeps the book of arrivals; the book of departures keeps itself.",
 )
 WORDS = ("harbour", "lamp", "sixteen", "never", "海")
+SPOILT = "\0"  # stands for the text of a document that has none; no document's text is that
 SPOILED = (b"\0\1\2 binary", b"caf\xe9 in Latin-1, \x81 in nothing")
 # What each of them changes: where segments end, which paragraphs are base, what the encoder sees.
 VERSIONS = ((), ("segment.target_tokens=8",), ("density.base_below=0.6",), ("segment.heading_prefix=true",))
@@ -129,14 +130,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=NAME, word=st.sampled_from(WORDS), place=st.integers(0, 200), when=TIMES)
     def edit_word(self, name: str, word: str, place: int, when: str) -> None:
-        if text := self.text_of(name):
+        if text := self.mended(name):
             words = text.split(" ")
             words[place % len(words)] = word
             self.write(name, " ".join(words).encode(), when)
 
     @rule(name=NAME, paragraph=st.sampled_from(PARAGRAPHS), when=TIMES)
     def insert_at_top(self, name: str, paragraph: str, when: str) -> None:
-        if text := self.text_of(name):
+        if text := self.mended(name):
             self.write(name, f"{paragraph}\n\n{text}".encode(), when)
 
     @rule(name=NAME, text=TEXTS)
@@ -146,7 +147,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=NAME)
     def swap_letters_under_the_same_time_and_size(self, name: str) -> None:
-        if text := self.text_of(name):
+        if text := self.mended(name):
             self.write(name, text.swapcase().encode(), "same")
 
     @rule(name=NAME, when=TIMES)
@@ -162,7 +163,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.finds_deletions)
     @rule(old=NAME, new=NAME)
     def rename(self, old: str, new: str) -> None:
-        if old != new and self.text_of(old) is not None and self.text_of(new) != "spoiled":
+        if old != new and self.text_of(old) is not None and self.text_of(new) != SPOILT:
             self.move(old, new)
             self.note(new, self.files.pop(old))
             self.kept.setdefault(old, set()).add("")
@@ -250,7 +251,7 @@ class Histories(RuleBasedStateMachine):
         assert stored.keys() <= self.files.keys()
         for name in self.files:
             text = self.text_of(name)
-            is_spoiled = text == "spoiled"
+            is_spoiled = text == SPOILT
             assert bool(states[name]["quarantine_reason"]) == is_spoiled, name
             if is_spoiled:
                 assert stored.get(name, []) in [self.rows_of(name, kept) for kept in self.kept.get(name, {""})], name
@@ -270,7 +271,7 @@ class Histories(RuleBasedStateMachine):
         """What the store has now is all that a document that is spoiled later can keep."""
         for name in NAMES:
             texts = self.kept.get(name, {""}) | {self.text_of(name) or ""}
-            self.kept[name] = {t for t in texts - {"spoiled"} if self.rows_of(name, t) == stored.get(name, [])} or {""}
+            self.kept[name] = {t for t in texts - {SPOILT} if self.rows_of(name, t) == stored.get(name, [])} or {""}
 
     def rows_of(self, name: str, text: str) -> list[dict[str, Any]]:
         """The feature rows of one document, computed from its text alone."""
@@ -300,7 +301,7 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "folder"):
             return
         try:
-            if not any(self.text_of(name) == "spoiled" for name in self.files) and self.published:
+            if not any(self.text_of(name) == SPOILT for name in self.files) and self.published:
                 self.run()
                 if self.published:
                     self.workspace.run(*self.settings, "store.uri=rebuilt")
@@ -358,15 +359,20 @@ class Histories(RuleBasedStateMachine):
     def note(self, name: str, content: bytes) -> None:
         self.files[name] = content
         text = self.text_of(name)
-        if text is not None and text != "spoiled":
+        if text is not None and text != SPOILT:
             self.kept.setdefault(name, {""}).add(text)
 
+    def mended(self, name: str) -> str | None:
+        """What an edit starts from: the text, or another one where the document was spoiled."""
+        text = self.text_of(name)
+        return "mended" if text == SPOILT else text
+
     def text_of(self, name: str) -> str | None:
-        """The document's text; "spoiled" where it cannot be read, None where there is none."""
+        """The document's text; SPOILT where it cannot be read, None where there is none."""
         content = self.files.get(name)
         if content is None:
             return None
-        return "spoiled" if content in SPOILED else content.decode()
+        return SPOILT if content in SPOILED else content.decode()
 
 
 class RealHistories(Histories):
