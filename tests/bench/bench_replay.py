@@ -1,9 +1,9 @@
 """Twelve months of real edits, one refresh for each moment with changes: how little is encoded again, and at what cost.
 
 Replays the streams named by the environment variable LODESTREAM_STREAMS (folder of ``stream_*.parquet`` with columns
-ts, op, id, text), as files of a folder and as a table of PostgreSQL in mode ``xid``. Everything is real but the encoder,
-which counts tokens and costs next to nothing; ``real`` replays the documents that are edited most with the real one.
-At the end of each the store must equal a full rebuild (with the real encoder: codes within one unit), else it fails.
+ts, op, id, text), as files of a folder and as a table of PostgreSQL in mode ``xid``. All is real but the encoder, which
+counts tokens and costs next to nothing; ``real`` replays the documents that are edited most with the real one. At the
+end of each the store must equal a full rebuild (with the real encoder: codes within one unit), else it fails.
 
     LODESTREAM_STREAMS=FOLDER python tests/bench/bench_replay.py SCRATCH [peps files] [peps table] [rfcs files] ...
 
@@ -80,7 +80,7 @@ def main() -> None:
     draw({stream: outcome["refreshes"] for (stream, kind), outcome in results.items() if kind == "files"})
 
 
-# ---- replay ------------------------------------------------------------------------------------------------------------
+# ---- replay ----------------------------------------------------------------------------------------------------------
 
 
 def replay(path: Path, kind: str, folder: Path) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def time_empty_command(folder: Path) -> float:
     return time_command(folder, "-m", "lodestream", "refresh", "--set", "run.executor=local")[1]
 
 
-# ---- results -----------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def record(stream: str, kind: str, outcome: dict[str, Any]) -> None:

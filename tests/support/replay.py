@@ -195,6 +195,8 @@ def assert_rebuilt(replayed: Replayed, *, max_step: int = 0) -> int:
 def _is_close(name: str, max_step: int) -> Callable[[pa.ChunkedArray, pa.ChunkedArray], bool]:
     if max_step and name == "codes":
         return lambda a, b: bool(np.abs(_flatten(a) - _flatten(b)).max() <= max_step)
+    if max_step and name == "features_checksum":  # of the codes, which may differ
+        return lambda _a, _b: True
     if max_step and name in ("scale", "norm"):
         return lambda a, b: bool(np.allclose(a.to_numpy(), b.to_numpy(), rtol=2e-3))
     return lambda a, b: bool(a.equals(b))
@@ -211,6 +213,4 @@ def _read_features(snapshot: Snapshot) -> pa.Table:
 
 def _read_documents(snapshot: Snapshot) -> pa.Table:
     names = [name for name in DOCUMENTS_SCHEMA.names if name not in VOLATILE_COLUMNS]
-    # The checksum of a document's features is that of rows with times.
-    names = [name for name in names if not name.endswith("_checksum")]
     return snapshot.open_table("documents").read(names).sort_by("doc_id")
