@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
-from hypothesis.stateful import rule as hypothesis_rule
 
 from lodestream.actors import featurizer
 from lodestream.actors.segment import text_format_of
@@ -33,9 +32,9 @@ from lodestream.pipeline.session import read_options
 from lodestream.storage import steps
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import break_lease, read_lease
-from lodestream.storage.store import Snapshot
+from tests.fault.history_parts import Rows, rows_by_document, rule, sort_rows
 from tests.support.toy_encoder import load_toy_encoder
-from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores, read_features
+from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores
 
 NAMES = ("a.md", "b.md", "c.md", "part/d.rst", "ü e.txt")
 PARAGRAPHS = (
@@ -70,25 +69,9 @@ def read_hashed(folder: Path, *, expected_sha256: str | None) -> ModelFolder:
 
 READ_TOKENIZER = cache(featurizer.Tokenizer.from_folder)
 
-Rows = dict[str, list[dict[str, Any]]]
-
 
 class Crash(BaseException):
     """The process ends here: nothing in between may catch it."""
-
-
-def rule(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
-    """A step of a history, counted by its name."""
-
-    def decorate(step: Callable[..., None]) -> Any:
-        @wraps(step)
-        def counted(self: Histories, **given: Any) -> None:
-            self.done[step.__name__] += 1
-            step(self, **given)
-
-        return hypothesis_rule(**strategies)(counted)
-
-    return decorate
 
 
 class Histories(RuleBasedStateMachine):
@@ -386,21 +369,3 @@ def set_time(path: Path, when: str, before: int | None = None) -> None:
     times = {"old": WRITTEN_NS, "older": WRITTEN_NS - 10**12, "now": time.time_ns(), "same": before}
     stamp = times.get(when) or time.time_ns() + 3600 * 10**9
     os.utime(path, ns=(stamp, stamp))
-
-
-def rows_by_document(snapshot: Snapshot) -> Rows:
-    """All feature rows of a snapshot, without times and names of runs, by document."""
-    rows: Rows = {}
-    for row in read_features(snapshot):
-        rows.setdefault(row["doc_id"], []).append(row)
-    return {doc_id: sort_rows(found) for doc_id, found in rows.items()}
-
-
-def sort_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the order of their keys, with what may differ between equal stores left out."""
-    volatile = ("computed_at", "run_id", "source_version")
-    kept = [{name: value for name, value in row.items() if name not in volatile} for row in rows]
-    for row in kept:
-        codes = row["codes"]
-        row["codes"] = codes if isinstance(codes, bytes) else bytes(code & 255 for code in codes)
-    return sorted(kept, key=lambda row: row["key"])

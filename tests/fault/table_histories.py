@@ -15,7 +15,8 @@ from hypothesis.stateful import initialize, precondition
 from lodestream.pipeline.config_sources import SqliteSource
 from lodestream.pipeline.sources import sqlite
 from lodestream.pipeline.sources.sqlite_query import write_log
-from tests.fault.histories import NAME, PARAGRAPHS, TEXTS, Histories, rule
+from tests.fault.histories import NAME, PARAGRAPHS, TEXTS, Histories
+from tests.fault.history_parts import rule
 
 CONFIG = """
 [sources.table]
