@@ -1,0 +1,75 @@
+"""The endpoint while a writer publishes every second: no failed request, each answer of exactly one snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lodestream.storage.store import FeatureStore
+from tests.support.served import DOCUMENTS, Served, serve_http, stage, wait_until
+from tests.support.workspace import Workspace
+
+DURATION_S = 12.0
+WORKERS = 4
+FOLLOWED = [f"followed/{number}.md" for number in range(8)]
+
+
+def test_publishing_every_second_under_load(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path, DOCUMENTS)
+    workspace.run()
+    store = FeatureStore.open(str(workspace.store))
+    stage(store, FOLLOWED, version="g0", then_publish=True)
+    with serve_http(workspace.load("serve.poll_interval=100ms")) as served:
+        stop = threading.Event()
+        writer = threading.Thread(target=publish, args=(store, stop))
+        writer.start()
+        answers = asyncio.run(load(served, DURATION_S))
+        stop.set()
+        writer.join()
+        last = store.pointer().sequence
+        wait_until(lambda: served.service.follower.latest.record.sequence == last)  # type: ignore[union-attr]
+        wait_until(lambda: len(served.service.follower._views) == 1)
+    by_snapshot: dict[int, set[str]] = {}
+    for snapshot, versions in answers:
+        by_snapshot.setdefault(snapshot, set()).update(versions)
+    assert all(len(versions) == 1 for versions in by_snapshot.values()), by_snapshot
+    assert len(by_snapshot) >= 3, "too few snapshots were seen to tell anything"
+    assert len({version for versions in by_snapshot.values() for version in versions}) == len(by_snapshot)
+
+
+def publish(store: FeatureStore, stop: threading.Event) -> None:
+    """A new version of all followed documents every second."""
+    generation = 0
+    while not stop.is_set():
+        generation += 1
+        stage(store, FOLLOWED, version=f"g{generation}", then_publish=True)
+        stop.wait(1.0)
+
+
+async def load(served: Served, duration_s: float) -> list[tuple[int, set[str]]]:
+    """Asks until the time is over; every answer must be one. Returns the snapshot and the versions in each."""
+    answers: list[tuple[int, set[str]]] = []
+    ends = time.monotonic() + duration_s
+
+    async def ask(client: httpx.AsyncClient, worker: int) -> None:
+        body: dict[str, Any] = {"ids": FOLLOWED, "granularities": ["document"], "encoding": "int8"}
+        while time.monotonic() < ends:
+            answer = await client.post("/v1/features:get", json=body)
+            assert answer.status_code == 200, answer.text
+            values = answer.json()
+            assert str(values["snapshot"]) == answer.headers["x-snapshot"]
+            assert [result["status"] for result in values["results"]] == ["FOUND"] * len(FOLLOWED)
+            answers.append((values["snapshot"], {result["source_version"] for result in values["results"]}))
+            if worker == 0:
+                found = await client.post("/v1/search", json={"query": "followed", "granularity": "document"})
+                assert found.status_code == 200, found.text
+                assert found.json()["hits"]
+
+    async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+        await asyncio.gather(*(ask(client, worker) for worker in range(WORKERS)))
+    return answers
