@@ -9,7 +9,8 @@
     |-- DocumentError               one document cannot be used: goes to quarantine, the run goes on
     |-- GuardRefused                a guard stopped the run before it did harm               exit 5
     |   |-- MassDeletionRefused     too many documents vanished from their source
-    |   `-- QuarantineShareExceeded too many documents failed
+    |   |-- QuarantineShareExceeded too many documents failed
+    |   `-- FeatureVersionMismatch  the features asked for are not those that the store serves
     |-- StoreError
     |   |-- StoreNotFound           nothing is published at that place                       exit 1
     |   |-- StoreUnwritable         no rights, no room, or not a folder                      exit 1
@@ -116,6 +117,10 @@ class MassDeletionRefused(GuardRefused):
 
 class QuarantineShareExceeded(GuardRefused):
     """More documents failed than ``run.max_quarantined_share`` allows."""
+
+
+class FeatureVersionMismatch(GuardRefused):
+    """Features are asked for that would not fit those that the store serves: another model, setting or release."""
 
 
 class StoreError(LodestreamError):

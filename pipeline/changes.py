@@ -65,7 +65,6 @@ def survey_source(
     published: Snapshot | None,
     checkpoint: Mapping[str, Any],
     *,
-    other_features: bool,
     retry: Collection[str] = (),
 ) -> Survey:
     """Asks one source what may have changed.
@@ -74,7 +73,6 @@ def survey_source(
         source: the source.
         published: what the store holds.
         checkpoint: what ``Survey.checkpoint`` gave when that was published; {} where nothing was.
-        other_features: True where all features are to be computed again.
         retry: doc_ids in quarantine that are to be tried again.
 
     Raises:
@@ -82,7 +80,7 @@ def survey_source(
     """
     known = StoredStates(published, source.name)
     incarnation = source.incarnation()
-    reason = _why_everything(incarnation, checkpoint, other_features=other_features)
+    reason = _why_everything(incarnation, checkpoint)
     changes = source.changes(None if reason else checkpoint["cursor"], known, retry=retry)
     return Survey(
         name=source.name,
@@ -100,12 +98,12 @@ def find_unconfigured(names: Collection[str], checkpoint: Mapping[str, Any], pub
     return sorted(doc_id for name in gone for doc_id in StoredStates(published, name).doc_ids())
 
 
-def _why_everything(incarnation: str, checkpoint: Mapping[str, Any], *, other_features: bool) -> str:
+def _why_everything(incarnation: str, checkpoint: Mapping[str, Any]) -> str:
     if not checkpoint:
         return "first look at this source"
     if checkpoint["incarnation"] != incarnation:
         return f"the source is another one than at the last run ({checkpoint['incarnation']} -> {incarnation})"
-    return "the feature version changes" if other_features else ""
+    return ""
 
 
 def _find_deleted(changes: SourceChanges, known: StoredStates) -> frozenset[str]:

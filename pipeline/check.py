@@ -14,7 +14,8 @@ from lodestream.pipeline.check_lease import check_lease, try_server
 from lodestream.pipeline.check_result import CheckResult
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
-from lodestream.pipeline.session import make_featurizer, read_published
+from lodestream.pipeline.feature_version import choose_featurizer
+from lodestream.pipeline.session import read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
 
 LOW_DISK_BYTES: Final = 2 * 2**30
@@ -80,23 +81,20 @@ def _check_disk(loaded: LoadedConfig) -> CheckResult:
 
 def _check_model(loaded: LoadedConfig) -> CheckResult:
     pointer = read_published(loaded.store_location)
-    featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
+    featurizer, note = choose_featurizer(loaded, pointer if pointer is not None and pointer.sequence else None)
     featurizer.check_model()
     model = featurizer.model
     detail = (
-        f"{loaded.config.encoder.model}: {model.architecture}, {model.dim} wide, {model.pooling} pooling, segments of "
+        f"{featurizer.recipe['model']}: {model.architecture}, {model.dim} wide, {model.pooling} pooling, segments of "
         f"{featurizer.segment_options.max_tokens} tokens at most, {featurizer.precision}, "
         f"weights sha256 {model.weights_sha256[:16]}"
     )
-    if pointer is not None and pointer.sequence and pointer.feature_version != featurizer.feature_version:
-        return CheckResult(
-            name="model",
-            level="warn",
-            detail=f"{detail}; feature version {featurizer.feature_version} is not the store's "
-            f"{pointer.feature_version}",
-            fix="the next run looks at every document again; set the changed setting back if that is not meant",
-        )
-    return CheckResult(name="model", level="pass", detail=f"{detail}; feature version {featurizer.feature_version}")
+    detail = f"{detail}; feature version {featurizer.feature_version}"
+    if pointer is not None and pointer.sequence:
+        detail = f"{detail} ({pointer.version}, which is served)"
+    if note:
+        return CheckResult(name="model", level="warn", detail=f"{detail}; {note}", fix="lodestream versions list")
+    return CheckResult(name="model", level="pass", detail=detail)
 
 
 def _check_executor(loaded: LoadedConfig) -> CheckResult:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from lodestream.errors import NotFoundError
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.report import read_run_start
-from lodestream.pipeline.session import make_featurizer, read_published
+from lodestream.pipeline.session import read_published
 from lodestream.pipeline.sources.catalog import open_sources
 from lodestream.pipeline.sources.protocol import Candidate, Source, SourceState
 from lodestream.pipeline.states import StoredStates, find_rows
@@ -23,6 +24,7 @@ from lodestream.storage.store import FeatureStore, Snapshot
 class Explanation:
     """A document in the store and at its source.
 
+    ``version``   the feature version that is served
     ``document``  its row of ``documents`` without the text, or None
     ``state``     its row of ``source_state``, or None
     ``segments``  each segment with its fingerprint, place, tokens, and whether the run that wrote the document encoded
@@ -33,6 +35,7 @@ class Explanation:
 
     doc_id: str
     snapshot: int | None
+    version: str | None
     document: dict[str, Any] | None
     state: dict[str, Any] | None
     segments: list[dict[str, Any]]
@@ -44,6 +47,7 @@ class Explanation:
         return {
             "doc_id": self.doc_id,
             "snapshot": self.snapshot,
+            "version": self.version,
             "document": _as_json(self.document),
             "source_state": _as_json(self.state),
             "segments": [_as_json(segment) for segment in self.segments],
@@ -72,11 +76,12 @@ def explain_document(loaded: LoadedConfig, doc_id: str) -> Explanation:
             f"neither the store nor a source has a document {doc_id!r}",
             "doc_ids are paths below the source's folder, as search prints them",
         )
-    version = make_featurizer(loaded, pointer.recipe if pointer else None).feature_version
+    version = choose_featurizer(loaded, pointer)[0].feature_version
     next_step, reasons = _judge(document, state, candidate, version)
     return Explanation(
         doc_id=doc_id,
         snapshot=pointer.sequence if pointer else None,
+        version=pointer.version if pointer else None,
         document=document,
         state=state,
         segments=_list_segments(snapshot, document),

@@ -35,22 +35,27 @@ class Library:
         'import.rst'
     """
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, *, version: str | None = None) -> None:
+        """Args:
+        store: the store.
+        version: a feature version beside the one that is served; its documents may lie behind.
+        """
         self._store = store
-        self.snapshot: Snapshot = store.open_snapshot()
+        self._version = version
+        self.snapshot: Snapshot = store.open_snapshot(version=version)
         self._featurizer: Featurizer | None = None
 
     @property
     def featurizer(self) -> Featurizer:
         """The featurizer that made the snapshot's features; loads its model on first use."""
         if self._featurizer is None:
-            self._featurizer = Featurizer(options_of_recipe(self.snapshot.recipe))
+            self._featurizer = Featurizer(options_of_recipe(self.snapshot.recipe, model=self.snapshot.model))
         return self._featurizer
 
     def refresh_snapshot(self) -> Snapshot:
         """Moves on to the latest published snapshot."""
         before = self.snapshot.feature_version
-        self.snapshot = self._store.open_snapshot()
+        self.snapshot = self._store.open_snapshot(version=self._version)
         if self.snapshot.feature_version != before:
             self._featurizer = None
         return self.snapshot

@@ -19,7 +19,8 @@ from lodestream.pipeline.changes import (
     survey_source,
 )
 from lodestream.pipeline.config import LoadedConfig
-from lodestream.pipeline.session import fix_gate, make_featurizer, read_published
+from lodestream.pipeline.feature_version import choose_featurizer
+from lodestream.pipeline.session import fix_gate, read_published
 from lodestream.pipeline.sources.catalog import open_sources
 from lodestream.pipeline.sources.protocol import Source
 from lodestream.pipeline.states import DocumentState, find_documents, find_rows, read_quarantine
@@ -39,6 +40,7 @@ class RunPlan:
     ``states``        what the store holds of the documents that may have changed
     ``quarantined``   documents that were in quarantine at the last run
     ``vanished``      what documents that are deleted would keep under another name
+    ``version_note``  a sentence where the configuration asks for another feature version than the served one; or ""
     """
 
     pointer: PointerRecord | None
@@ -50,6 +52,7 @@ class RunPlan:
     states: Mapping[str, DocumentState]
     quarantined: frozenset[str]
     vanished: Mapping[MoveKey, str]
+    version_note: str
 
     @property
     def deleted(self) -> list[str]:
@@ -74,14 +77,8 @@ class RunPlan:
 
     def notes(self) -> list[str]:
         """Sentences worth knowing before the run."""
-        notes = []
-        before, now = self.pointer.feature_version if self.pointer else "", self.featurizer.feature_version
-        if before and before != now:
-            notes.append(
-                f"the feature version changes from {before} to {now} (model or a setting that the features depend "
-                "on): every document is looked at again"
-            )
-        elif self.pointer:
+        notes = [self.version_note] if self.version_note else []
+        if self.pointer:
             notes += [
                 f"{survey.name}: every document is looked at: {survey.reason}"
                 for survey in self.surveys
@@ -102,12 +99,13 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None, wri
         SourceError: a source cannot be reached or listed, or a first run finds no document.
         StoreError: the store cannot be read.
         ModelError: the model is not usable.
+        FeatureVersionMismatch: the configuration asks for features that no version of the store has.
     """
     found = read_published(loaded.store_location)
     pointer = found if found is not None and found.sequence else None
     published = FeatureStore.open(loaded.store_location).open_snapshot() if pointer else None
-    featurizer = make_featurizer(loaded, pointer.recipe if pointer else None)
-    if writes:
+    featurizer, note = choose_featurizer(loaded, pointer)
+    if writes and pointer is None:  # later on what is published says it
         staged = [found.staged.recipe] if found is not None and found.staged is not None else []
         featurizer = fix_gate(featurizer, staged, num_threads=loaded.config.encoder.num_threads)
     sources = open_sources(loaded)
@@ -118,7 +116,6 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None, wri
             source,
             published,
             checkpoint.get(name, {}),
-            other_features=pointer is not None and pointer.feature_version != featurizer.feature_version,
             retry=_choose_retries(quarantined, name, retry),
         )
         for name, source in sources.items()
@@ -142,6 +139,7 @@ def make_plan(loaded: LoadedConfig, *, retry: Collection[str] | None = None, wri
         states=states,
         quarantined=frozenset(quarantined),
         vanished=_find_vanished(published, deleted, featurizer.feature_version) if has_new else {},
+        version_note=note,
     )
 
 

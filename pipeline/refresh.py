@@ -20,6 +20,7 @@ from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareEx
 from lodestream.pipeline.attention_report import read_setting
 from lodestream.pipeline.changes import PlannedRead, guard_deletions, plan_reads
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.feature_version import place_of
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport, name_run
 from lodestream.pipeline.run_log import append_entry
@@ -136,6 +137,7 @@ def _carry_out(
         feature_version=featurizer.feature_version,
         recipe=featurizer.recipe,
         retention=loaded.config.store.retention(),
+        model=place_of(featurizer),
     )
     transaction = begin()
     if transaction.resumed and _has_strayed(plan, transaction.base):

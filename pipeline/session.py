@@ -91,11 +91,16 @@ def read_options(loaded: LoadedConfig) -> FeaturizerOptions:
     )
 
 
-def options_of_recipe(recipe: dict[str, Any]) -> FeaturizerOptions:
-    """The options that made a store's features: what a reader needs to encode a query alike."""
+def options_of_recipe(recipe: dict[str, Any], *, model: str = "") -> FeaturizerOptions:
+    """The options that made a store's features: what a reader needs to encode a query alike.
+
+    Args:
+        recipe: of the feature version.
+        model: where its model is; "" takes a known package's name from the recipe.
+    """
     segment = recipe["segment"]
     return FeaturizerOptions(
-        model=str(recipe["model"]),
+        model=model or str(recipe["model"]),
         precision=_keep_precision(str(recipe["precision"])),
         max_tokens=int(segment["max_tokens"]),
         target_tokens=int(segment["target_tokens"]),
@@ -118,8 +123,8 @@ def _keep_precision(stored: str) -> str:
     if stored == "bf16" and native_precision() != "bf16":
         raise ConfigError(
             "the store's features are computed in bf16, which this processor does not have",
-            "run on a processor with avx512_bf16 or amx_bf16, or compute all of them again: "
-            "--set encoder.precision=fp32",
+            "run on a processor with avx512_bf16 or amx_bf16, or compute them beside those in a precision that every "
+            "processor has: lodestream versions add NAME --set encoder.precision=fp32",
         )
     return stored
 

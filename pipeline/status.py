@@ -14,7 +14,7 @@ from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
-from lodestream.storage.version import name_folder
+from lodestream.storage.version import KeptVersion, name_folder
 
 _APART: Final = ("recent", "failure")
 
@@ -77,6 +77,8 @@ class Status:
         return values | {
             "snapshot": _describe_snapshot(pointer),
             "checked_at": pointer.checked_at.isoformat() if pointer.checked_at else None,
+            "version": pointer.version,
+            "versions": [_describe_kept(kept) for kept in pointer.versions],
             "feature_version": pointer.feature_version,
             "recipe": pointer.recipe,
             "schema_version": pointer.schema_version,
@@ -201,6 +203,17 @@ def _judge(pointer: PointerRecord, sources: Sequence[SourceLag], target_s: float
 
 def _count_quarantined(pointer: PointerRecord) -> int:
     return int(pointer.run.get("documents", {}).get("quarantined", 0))
+
+
+def _describe_kept(kept: KeptVersion) -> dict[str, Any]:
+    """A feature version beside the one that is served."""
+    return {
+        "name": kept.name,
+        "feature_version": kept.feature_version,
+        "recipe": kept.recipe,
+        "level_with": kept.level,
+        "served_until": kept.served_until.isoformat() if kept.served_until else None,
+    }
 
 
 def _describe_snapshot(pointer: PointerRecord) -> dict[str, Any] | None:

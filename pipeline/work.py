@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +14,7 @@ import pyarrow as pa
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
-from lodestream.pipeline.config import Config
+from lodestream.pipeline.config import Config, RunConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.executors import Executor, Progress
 from lodestream.pipeline.report import RunReport
@@ -90,16 +90,14 @@ class ChunkWriter:
         threads = num_threads or os.cpu_count() or 1
         self._note(f"executor {kind}: {why}; {self._report.backend}, {threads} threads")
         executor = make_executor(kind, self._featurizer, config, self._reading, num_threads=num_threads)
-        meter = _Meter(len(reads), total_bytes, self._show_progress)
-        max_documents = min(config.chunk_documents, max(MIN_CHUNK_DOCUMENTS, len(reads) // MIN_CHUNKS))
-        size = {"max_documents": max_documents, "max_bytes": config.chunk_bytes}
+        meter = Meter(len(reads), total_bytes, self._show_progress)
         try:
-            for chunk in cut_chunks(reads, **{name: limit * executor.num_workers for name, limit in size.items()}):
+            for chunk in cut_work(config, reads, num_workers=executor.num_workers):
                 self._run_chunk(executor, chunk, meter)
         finally:
             executor.close()
 
-    def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: _Meter) -> None:
+    def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: Meter) -> None:
         output = executor.run_chunk(chunk, self._indexes(), run_id=self._report.run_id, on_progress=meter.advance)
         started = time.perf_counter()
         self._write(output, output.select(MOVED))
@@ -171,6 +169,12 @@ class ChunkWriter:
         return features_schema(self._featurizer.model.dim).empty_table()
 
 
+def cut_work(config: RunConfig, reads: Sequence[PlannedRead], *, num_workers: int) -> Iterator[tuple[PlannedRead, ...]]:
+    """The chunks of a run, as many times larger as encoders work at the same time."""
+    max_documents = min(config.chunk_documents, max(MIN_CHUNK_DOCUMENTS, len(reads) // MIN_CHUNKS))
+    return cut_chunks(reads, max_documents=max_documents * num_workers, max_bytes=config.chunk_bytes * num_workers)
+
+
 def rename_features(rows: pa.Table, outcome: Mapping[str, Any], *, run_id: str) -> pa.Table:
     """Feature rows of one document under another name.
 
@@ -192,7 +196,7 @@ def rename_features(rows: pa.Table, outcome: Mapping[str, Any], *, run_id: str) 
     return rows
 
 
-class _Meter:
+class Meter:
     """Turns micro-batches into progress."""
 
     def __init__(self, documents_total: int, bytes_total: int, show: ShowProgress | None) -> None:

@@ -22,6 +22,7 @@ from lodestream.pipeline.cli.options import (
     GranularityName,
     Json,
     Overrides,
+    VersionName,
     load,
     note_flags,
     open_library,
@@ -36,6 +37,7 @@ from lodestream.pipeline.cli.status import add_status_verb
 from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
 from lodestream.pipeline.cli.verify import add_verify_verb
+from lodestream.pipeline.cli.versions import versions_app
 from lodestream.pipeline.config_templates import FOLDERS, Template
 from lodestream.pipeline.process import set_process_defaults
 
@@ -55,6 +57,7 @@ add_serve_verb(app)
 add_status_verb(app)
 add_quarantine_verbs(app)
 app.add_typer(snapshots_app, name="snapshots")
+app.add_typer(versions_app, name="versions")
 add_store_verbs(app)
 add_upkeep_verbs(app)
 add_verify_verb(app)
@@ -127,6 +130,7 @@ def search(
         float | None, typer.Option("--min-density", min=0.0, max=1.0, help="Leave out spans of lower density.")
     ] = None,
     headings: Annotated[bool, typer.Option("--headings", help="Include spans that are only a heading.")] = False,
+    version: VersionName = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -134,10 +138,15 @@ def search(
 ) -> None:
     """Print the spans nearest to a text."""
     note_flags(as_json=as_json, debug=debug)
-    library = open_library(config, overrides)
+    library = open_library(config, overrides, version)
     hits = library.search(text, limit=limit, granularity=granularity, min_density=min_density, headings=headings)
     if as_json:
-        values = {"query": text, "snapshot": library.snapshot.sequence, "hits": [hit.as_dict() for hit in hits]}
+        values = {
+            "query": text,
+            "snapshot": library.snapshot.sequence,
+            "version": library.snapshot.version,
+            "hits": [hit.as_dict() for hit in hits],
+        }
         output.print_json(values)
         return
     if not hits:
@@ -151,6 +160,7 @@ def get(
     doc_id: Annotated[str, typer.Argument(help="The document, as search prints it.")],
     granularity: Annotated[GranularityName | None, typer.Option(help="Only rows of this granularity.")] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Include the vectors as floats (with --json).")] = False,
+    version: VersionName = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -160,10 +170,12 @@ def get(
     from lodestream.pipeline.library import rows_as_json
 
     note_flags(as_json=as_json, debug=debug)
-    library = open_library(config, overrides)
+    library = open_library(config, overrides, version)
     rows = rows_as_json(library.get(doc_id, granularity=granularity), vectors=vectors)
     if as_json:
-        output.print_json({"doc_id": doc_id, "snapshot": library.snapshot.sequence, "rows": rows}, compact=vectors)
+        snapshot = library.snapshot
+        values = {"doc_id": doc_id, "snapshot": snapshot.sequence, "version": snapshot.version, "rows": rows}
+        output.print_json(values, compact=vectors)
         return
     document = library.snapshot.get_document(doc_id) or {"text": ""}
     for row in rows:
@@ -177,6 +189,7 @@ def get(
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    version: VersionName = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option("--yes", help="Write over a file that exists.")] = False,
@@ -191,9 +204,14 @@ def export(
         raise ConfigError(f"{path} exists", "give another name, or --yes to write over it")
     if not path.parent.is_dir():
         raise ConfigError(f"the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
-    library = open_library(config, overrides)
+    library = open_library(config, overrides, version)
     num_rows = library.export(path)
-    values = {"path": str(path), "rows": num_rows, "snapshot": library.snapshot.sequence}
+    values = {
+        "path": str(path),
+        "rows": num_rows,
+        "snapshot": library.snapshot.sequence,
+        "version": library.snapshot.version,
+    }
     if as_json:
         output.print_json(values)
     else:

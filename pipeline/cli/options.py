@@ -22,6 +22,10 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+VersionName = Annotated[
+    str | None,
+    typer.Option("--version", metavar="NAME", help="Of this feature version instead of the one that is served."),
+]
 GranularityName = Literal["sentence", "paragraph", "topic", "document"]
 
 
@@ -39,12 +43,12 @@ def load(config: Path | None, overrides: list[str] | None) -> LoadedConfig:
     return load_config(start=Path.cwd(), file=config, overrides=overrides or ())
 
 
-def open_library(config: Path | None, overrides: list[str] | None) -> Library:
+def open_library(config: Path | None, overrides: list[str] | None, version: str | None = None) -> Library:
     """The configured store, opened for reading."""
     from lodestream.pipeline.library import Library
     from lodestream.storage.store import FeatureStore
 
-    return Library(FeatureStore.open(load(config, overrides).store_location))
+    return Library(FeatureStore.open(load(config, overrides).store_location), version=version)
 
 
 def note_flags(*, as_json: bool = False, debug: bool = False) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -137,6 +138,12 @@ def describe_progress(progress: Progress) -> str:
         f"{progress.documents_done / seconds:.1f} documents/s, {counts.tokens_encoded / seconds:,.0f} tokens/s, "
         f"reused {reused}, dense {dense}, ETA {format_seconds(left_s)}"
     )
+
+
+def describe_recipe(recipe: Mapping[str, Any]) -> str:
+    """What a feature version is made of, in a few words."""
+    model = Path(str(recipe["model"])).name
+    return f"{model}, {recipe['dim']} wide, {recipe['precision']}, segments <= {recipe['segment']['max_tokens']} tokens"
 
 
 def format_seconds(seconds: float) -> str:

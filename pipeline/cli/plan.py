@@ -71,7 +71,8 @@ def _describe(values: dict[str, Any]) -> list[str]:
     else:
         lines += [
             f"store         snapshot {values['snapshot']}, written by run {document['run_id']}",
-            f"content hash  {document['content_hash'][:16]}  features {document['feature_version']}",
+            f"content hash  {document['content_hash'][:16]}",
+            f"features      {document['feature_version']}, of version {values['version']}",
         ]
     if state is not None:
         lines.append(

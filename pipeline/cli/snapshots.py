@@ -26,6 +26,7 @@ def list_snapshots(
             "sequence": record.sequence,
             "published_at": record.published_at.isoformat() if record.published_at else None,
             "run_id": record.run_id,
+            "version": record.version,
             "feature_version": record.feature_version,
             "is_latest": record.sequence == pointer.sequence,
         }
@@ -36,7 +37,7 @@ def list_snapshots(
         return
     for row in rows:
         mark = "  <- latest" if row["is_latest"] else ""
-        typer.echo(f"{row['sequence']:>6}  {row['published_at']}  {row['run_id']}  {row['feature_version']}{mark}")
+        typer.echo(f"{row['sequence']:>6}  {row['published_at']}  {row['run_id']}  {row['version']}{mark}")
     if not rows:
         output.tell("nothing is published yet; next: lodestream run")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -55,7 +54,10 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
     if snapshot:
         age = output.format_seconds(snapshot["age_seconds"])
         lines.append(f"snapshot   {snapshot['sequence']}, published {age} ago by {snapshot['run_id']}")
-        lines.append(f"features   {values['feature_version']} ({_describe_recipe(values['recipe'])})")
+        lines.append(
+            f"version    {values['version']}: {values['feature_version']} ({output.describe_recipe(values['recipe'])})"
+        )
+    lines += [_describe_beside(kept) for kept in values.get("versions", ())]
     lines += [_describe_source(source) for source in values.get("sources", ())]
     lease = values.get("lease")
     if lease and lease["held"]:
@@ -78,6 +80,11 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _describe_beside(kept: dict[str, Any]) -> str:
+    level = f"as of snapshot {kept['level_with']}" if kept["level_with"] else "unfinished"
+    return f"beside     {kept['name']}: {kept['feature_version']} ({output.describe_recipe(kept['recipe'])}), {level}"
+
+
 def _describe_source(source: dict[str, Any]) -> str:
     lag = output.format_seconds(source["lag_seconds"])
     parts = [f"source     {source['name']}: {source['mode']}, lag {lag}"]
@@ -94,8 +101,3 @@ def _describe_run(entry: dict[str, Any]) -> str:
     others = [f"{number} {name}" for name, number in entry["documents"].items() if name != "seen"]
     tally = ", ".join([f"{entry['documents'].get('seen', 0)} seen", *others])
     return f"before     {entry['run_id']}: {entry['seconds']:.1f}s, {tally}"
-
-
-def _describe_recipe(recipe: dict[str, Any]) -> str:
-    model = Path(str(recipe["model"])).name
-    return f"{model}, {recipe['dim']} wide, {recipe['precision']}, segments <= {recipe['segment']['max_tokens']} tokens"

@@ -69,4 +69,5 @@ def _describe_repair(done: Repair) -> list[str]:
     lines += [f"  {done.num_sealed} documents got a checksum"] if done.num_sealed else []
     lines += [f"  {done.num_swept} leavings of killed runs removed"] if done.num_swept else []
     lines += [f"  staged work of run {done.lost_run} given up"] if done.lost_run else []
+    lines += [f"  feature version {name}: damage removed, computed again by versions add" for name in done.versions]
     return lines + [f"left  {finding.kind}: {finding.what}" for finding in done.left]

@@ -1,7 +1,8 @@
 """Random histories of a corpus, and after each refresh the question whether the store equals a full rebuild.
 
 Files are written, edited, moved, copied, deleted, spoiled and mended, with times that are old, new or of the future;
-settings that change the feature version come and go; runs crash at named steps, and lose their lease to another run.
+other feature versions are built and promoted, and rolled back; runs, builds and promotions crash at named steps, and
+lose their lease to another run.
 What the store must then hold is computed from the files alone, document by document, with nothing to reuse.
 """
 
@@ -28,10 +29,12 @@ from lodestream.actors.segment import text_format_of
 from lodestream.errors import FencedError, LeaseHeld, LeaseLost
 from lodestream.kernels import encoder
 from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
+from lodestream.pipeline import versions
 from lodestream.pipeline.session import read_options
 from lodestream.storage import steps
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import break_lease, read_lease
+from lodestream.storage.snapshot import PointerRecord, read_pointer
 from tests.fault.history_parts import Rows, rows_by_document, rule, sort_rows
 from tests.support.toy_encoder import load_toy_encoder
 from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores
@@ -60,6 +63,7 @@ TEXTS = st.lists(st.sampled_from(PARAGRAPHS), min_size=0, max_size=4).map("\n\n"
 TIMES = st.sampled_from(["old", "now", "future"])
 NAME = st.sampled_from(NAMES)
 CRASH_STEPS = tuple(step for step in steps.STEPS if step not in ("publish.compacted", "publish.trimmed"))
+BUILD_STEPS = (*CRASH_STEPS, "version.created", "version.added", "version.finished")
 
 
 @cache
@@ -95,6 +99,7 @@ class Histories(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="history"))
         self.workspace = Workspace.create(self.folder, {}, *SETTINGS)
         self.settings: tuple[str, ...] = ()
+        self.settings_of: dict[str, tuple[str, ...]] = {"v1": ()}
         self.files: dict[str, bytes] = {}
         self.kept: dict[str, set[str]] = {}
         self.published: dict[str, list[dict[str, Any]]] = {}
@@ -161,10 +166,6 @@ class Histories(RuleBasedStateMachine):
     def spoil(self, name: str, content: bytes, when: str) -> None:
         self.write(name, content, when)
 
-    @rule(settings=st.sampled_from(VERSIONS))
-    def change_feature_version(self, settings: tuple[str, ...]) -> None:
-        self.settings = settings
-
     # ---- what happens to the runs ----------------------------------------------------------------------------------
 
     @rule()
@@ -186,8 +187,69 @@ class Histories(RuleBasedStateMachine):
         self.interrupt(step, occurrence, self.overtake)
         self.run()
 
-    def interrupt(self, step: str, occurrence: int, act: Callable[[], None]) -> bool:
-        """Runs; ``act`` comes at the n-th pass of ``step``. True if the run ended by it."""
+    @rule(settings=st.sampled_from(VERSIONS))
+    def bump(self, settings: tuple[str, ...]) -> None:
+        """Another model, as far as the store can tell: built beside the served one, and promoted."""
+        self.run()
+        self.change_over(settings)
+        self.check()
+
+    @rule()
+    def roll_back(self) -> None:
+        """Serves the version before again, whatever has happened to the documents since."""
+        self.run()
+        if former := self.pointer().former:
+            versions.promote(self.workspace.load(*self.settings), former)
+            self.note_served()
+            self.check()
+
+    @rule()
+    def drop_the_others(self) -> None:
+        for kept in self.pointer().versions:
+            versions.drop(self.workspace.load(*self.settings), kept.name)
+
+    @precondition(lambda self: self.files)
+    @rule(settings=st.sampled_from(VERSIONS), step=st.sampled_from(BUILD_STEPS), occurrence=st.integers(1, 4))
+    def crash_in_a_bump(self, settings: tuple[str, ...], step: str, occurrence: int) -> None:
+        self.run()
+        self.interrupt(step, occurrence, self.die, lambda: self.change_over(settings))
+        self.note_served()
+        self.check()
+
+    @precondition(lambda self: self.files)
+    @rule(settings=st.sampled_from(VERSIONS), step=st.sampled_from(BUILD_STEPS), occurrence=st.integers(1, 2))
+    def overtake_a_bump(self, settings: tuple[str, ...], step: str, occurrence: int) -> None:
+        """A build or a promotion sleeps while a refresh comes in between, and must undo nothing of it."""
+        self.run()
+        self.interrupt(step, occurrence, self.overtake, lambda: self.change_over(settings))
+        self.note_served()
+        self.run()
+
+    def change_over(self, settings: tuple[str, ...]) -> None:
+        """Builds and promotes the version of these settings; one that was built before is brought level."""
+        names = [name for name, made in self.settings_of.items() if made == settings and name in self.names_beside()]
+        if settings == self.settings:
+            return
+        name = names[0] if names else f"version-{len(self.settings_of)}"
+        self.settings_of[name] = settings
+        loaded = self.workspace.load(*settings)
+        versions.add(loaded, name)
+        versions.promote(loaded, name)
+        self.note_served()
+
+    def note_served(self) -> None:
+        self.settings = self.settings_of[self.pointer().version]
+
+    def names_beside(self) -> set[str]:
+        return {kept.name for kept in self.pointer().versions}
+
+    def pointer(self) -> PointerRecord:
+        return read_pointer(self.workspace.load().store_location)[0]
+
+    def interrupt(
+        self, step: str, occurrence: int, act: Callable[[], None], work: Callable[[], None] | None = None
+    ) -> bool:
+        """Runs, or does other ``work``; ``act`` comes at the n-th pass of ``step``. True if it ended by it."""
         left = occurrence
         reach = steps.reach
 
@@ -201,7 +263,10 @@ class Histories(RuleBasedStateMachine):
 
         steps.reach = reach_or_act
         try:
-            self.workspace.run(*self.settings, allow_mass_delete=True)
+            if work is None:
+                self.workspace.run(*self.settings, allow_mass_delete=True)
+            else:
+                work()
         except (Crash, FencedError, LeaseHeld, LeaseLost):
             return True
         finally:
@@ -216,6 +281,7 @@ class Histories(RuleBasedStateMachine):
         found = read_lease(register)
         if found is not None and not found[0].released:
             break_lease(register, found[0].epoch)
+        self.note_served()
         self.workspace.run(*self.settings, allow_mass_delete=True)
 
     def run(self) -> None:

@@ -212,26 +212,6 @@ def _edit(workspace: Workspace, pick: random.Random, shared: list[str], step: in
     path.write_text("\n\n".join([*parts, f"Edited in step {step}."]))
 
 
-def test_new_feature_version_looks_at_every_document_again(workspace: Workspace) -> None:
-    before = workspace.open_snapshot()
-    report = workspace.run("segment.target_tokens=48")
-    after = workspace.open_snapshot()
-    assert tally(report) == {"seen": 12, "changed": 12}
-    assert report.snapshot_after == 2
-    assert before.feature_version != after.feature_version
-    # A segment that is cut as before has the vector that it had.
-    assert 0 < encoded(report) < report.counts.segments_total
-    versions = {after.get_document(name)["feature_version"] for name in NAMES}  # type: ignore[index]
-    assert versions == {after.feature_version}
-
-
-def test_switch_to_other_settings_equals_a_fresh_build(workspace: Workspace) -> None:
-    workspace.run("density.base_below=0.6")
-    other = replace(workspace, settings=(*workspace.settings, "store.uri=rebuilt"))
-    other.run("density.base_below=0.6")
-    assert_equal_stores(workspace.open_snapshot(), open_rebuilt(workspace))
-
-
 def test_several_sources_prefix_their_documents(tmp_path: Path) -> None:
     workspace = Workspace.create(tmp_path / "work", {"a.rst": DOCUMENTS[NAMES[0]]}, "sources.more.path=more")
     (workspace.root / "more").mkdir()

@@ -1,0 +1,382 @@
+"""Feature versions, end to end: one built from stored texts beside the served one, promotion, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lodestream
+from lodestream.actors.models import DEFAULT_MODEL, find_model
+from lodestream.errors import ConfigError, FeatureVersionMismatch, LeaseHeld, ModelError, NotFoundError
+from lodestream.pipeline import feature_version, session, versions
+from lodestream.pipeline.check import check_all
+from lodestream.pipeline.feature_version import choose_featurizer
+from lodestream.pipeline.level import find_gap
+from lodestream.pipeline.status import read_status
+from lodestream.storage.snapshot import PointerRecord
+from lodestream.storage.store import FeatureStore, Snapshot
+from tests.support.workspace import (
+    REPOSITORY,
+    Workspace,
+    assert_equal_stores,
+    command_environ,
+    last_json,
+    read_store,
+    short_topics,
+)
+
+DOCUMENTS = short_topics(6)
+NAMES = list(DOCUMENTS)
+OTHER = "density.base_below=0.6"
+SHORT_TTL = "lease.ttl_s=2"
+NEW_PARAGRAPH = "The tide table of 1911 hung beside the kitchen door, and nobody had taken it down."
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace.create(tmp_path_factory.mktemp("versions") / "work", DOCUMENTS, SHORT_TTL)
+    workspace.write("page.html", f"<html><body><h1>Tides</h1><p>{NEW_PARAGRAPH}</p></body></html>")
+    workspace.run()
+    workspace.write(NAMES[5], b"\0 spoiled")
+    workspace.run("run.max_quarantined_share=1")
+    return workspace
+
+
+@pytest.fixture
+def workspace(made: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(made.root, tmp_path / "work")
+    return replace(made, root=tmp_path / "work", settings=(*made.settings, "run.max_quarantined_share=1"))
+
+
+@pytest.fixture
+def with_other(workspace: Workspace) -> Workspace:
+    versions.add(workspace.load(OTHER), "other")
+    return workspace
+
+
+def store_of(workspace: Workspace) -> FeatureStore:
+    return FeatureStore.open(str(workspace.store))
+
+
+def pointer_of(workspace: Workspace) -> PointerRecord:
+    return store_of(workspace).pointer()
+
+
+def beside(workspace: Workspace, name: str = "other") -> Snapshot:
+    return store_of(workspace).open_snapshot(version=name)
+
+
+def edit(workspace: Workspace) -> None:
+    """One document changes, one goes, one comes, one has another name."""
+    workspace.write(NAMES[0], f"{DOCUMENTS[NAMES[0]]}\n\n{NEW_PARAGRAPH}\n")
+    (workspace.docs / NAMES[1]).unlink()
+    (workspace.docs / NAMES[2]).rename(workspace.docs / "moved.rst")
+    workspace.write("new.rst", DOCUMENTS[NAMES[3]].upper())
+
+
+def assert_equals_rebuild(workspace: Workspace, *settings: str) -> None:
+    """What is served has the rows of a store that was built anew; a document in quarantine keeps nothing there."""
+    (workspace.docs / NAMES[5]).write_text(DOCUMENTS[NAMES[5]])
+    workspace.run(*settings)
+    workspace.run(*settings, "store.uri=rebuilt")
+    # The workspace is a copy: documents that did not change have the place of the original.
+    different = ("source_version", "uri")
+    assert_equal_stores(workspace.open_snapshot(), workspace.open_store("rebuilt"), without=different)
+
+
+def test_other_features_are_refused_and_the_error_says_what_to_type(workspace: Workspace) -> None:
+    before = read_store(workspace.open_snapshot())
+    with pytest.raises(FeatureVersionMismatch, match="density.base_below 0.2 -> 0.6") as caught:
+        workspace.run(OTHER)
+    assert "lodestream versions add NAME" in caught.value.hint and caught.value.exit_code == 5
+    assert read_store(workspace.open_snapshot()) == before
+    (model,) = [result for result in check_all(workspace.load(OTHER)) if result.name == "model"]
+    assert (model.level, "versions add" in model.fix) == ("fail", True)
+    status = read_status(workspace.load()).as_dict()
+    assert status["failure"]["error"] == "FeatureVersionMismatch"
+    versions.add(workspace.load(OTHER), "other")
+    versions.promote(workspace.load(OTHER), "other")
+    assert read_status(workspace.load()).as_dict()["failure"] is None
+
+
+def test_a_version_is_built_from_stored_texts_alone(workspace: Workspace) -> None:
+    shutil.rmtree(workspace.docs)
+    before = read_store(workspace.open_snapshot())
+    change = versions.add(workspace.load(OTHER), "other")
+    assert change.done.computed == len(DOCUMENTS) + 1 and change.snapshot_after == change.snapshot_before
+    # What both encode alike is taken over.
+    assert 0 < change.done.counts.segments_encoded < change.done.counts.segments_total
+    assert read_store(workspace.open_snapshot()) == before
+    assert not find_gap(workspace.open_snapshot(), beside(workspace))
+
+
+def test_promoted_features_equal_a_rebuild(with_other: Workspace) -> None:
+    versions.promote(with_other.load(), "other")
+    snapshot = with_other.open_snapshot()
+    # A document in quarantine has features of this version, made of its last text that worked.
+    assert snapshot.version == "other" and snapshot.get_features(NAMES[5]).num_rows
+    assert (snapshot.get_document(NAMES[5]) or {})["quarantine_reason"]
+    assert_equals_rebuild(with_other, OTHER)
+
+
+def test_promote_catches_up_with_refreshes_since(with_other: Workspace) -> None:
+    edit(with_other)
+    with_other.run()
+    assert find_gap(with_other.open_snapshot(), beside(with_other)).num_documents == 5
+    change = versions.promote(with_other.load(), "other")
+    assert (change.done.computed, change.done.removed) == (3, 2)
+    assert_equals_rebuild(with_other, OTHER)
+
+
+def test_rollback_serves_the_former_features_of_the_latest_documents(with_other: Workspace) -> None:
+    versions.promote(with_other.load(), "other")
+    edit(with_other)
+    with_other.run(OTHER)
+    assert versions.name_former(with_other.load()) == "v1"
+    versions.promote(with_other.load(), "v1")
+    assert with_other.open_snapshot().version == "v1"
+    assert_equals_rebuild(with_other)
+
+
+def test_a_reader_goes_on_over_a_promotion(with_other: Workspace) -> None:
+    library = lodestream.open(with_other.root)
+    before = read_store(library.snapshot)
+    versions.promote(with_other.load(), "other")
+    with_other.run(OTHER)
+    assert read_store(library.snapshot) == before and library.search("tides", limit=1)
+    library.refresh_snapshot()
+    assert library.snapshot.version == "other" and library.search("tides", limit=1)
+
+
+def test_nothing_to_compute_needs_no_model(with_other: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ModelError("there is no model")
+
+    monkeypatch.setattr(versions, "featurizer_of", refuse)
+    assert versions.promote(with_other.load(), "other").served == "other"
+    edit(with_other)
+    with_other.run(OTHER)
+    with pytest.raises(ModelError):
+        versions.promote(with_other.load(), "v1")
+    assert with_other.open_snapshot().version == "other"
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> Path:
+    """Another model as far as anybody can tell: its vocabulary says something more."""
+    folder = tmp_path / "models" / "own"
+    shutil.copytree(find_model(DEFAULT_MODEL)[0], folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": "own"}))
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"truncation": None, "padding": None}) + "\n")
+    return folder
+
+
+def test_a_model_of_ones_own_is_found_where_it_was(workspace: Workspace, own_model: Path) -> None:
+    setting = f"encoder.model={own_model}"
+    versions.add(workspace.load(setting), "own")
+    versions.promote(workspace.load(), "own")
+    # The configuration asks for v1, which is kept: the version that is served is kept fresh all the same.
+    notes: list[str] = []
+    edit(workspace)
+    report = workspace.run(show_note=notes.append)
+    assert report.snapshot_after != report.snapshot_before and workspace.open_snapshot().version == "own"
+    assert any("asks for the features of version v1" in note for note in notes)
+    assert lodestream.open(workspace.root).search("tides", limit=1)
+    moved = own_model.parent.rename(own_model.parents[1] / "elsewhere") / own_model.name
+    with pytest.raises(ModelError, match="own, weights sha256"):
+        workspace.run()
+    workspace.run(f"encoder.model={moved}", show_note=notes.append)
+    assert_equals_rebuild(workspace, f"encoder.model={moved}")
+
+
+def test_another_precision_class_is_never_mixed_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of fp32 features on whatever machine, then one whose features need bf16 on a machine without it."""
+    versions.add(workspace.load("encoder.precision=fp32", "segment.target_tokens=31"), "full")
+    versions.promote(workspace.load(), "full")
+    featurizer, _ = choose_featurizer(workspace.load("segment.target_tokens=31"), pointer_of(workspace))
+    assert featurizer.precision == "fp32"
+    pointer = pointer_of(workspace)
+    recipe = {**pointer.recipe, "precision": "bf16"}
+    monkeypatch.setattr(session, "native_precision", lambda: "fp32")
+    with pytest.raises(ConfigError, match="bf16") as caught:
+        choose_featurizer(workspace.load("segment.target_tokens=31"), replace(pointer, recipe=recipe))
+    assert "versions add NAME --set encoder.precision=fp32" in caught.value.hint
+
+
+def test_a_release_that_computes_otherwise_refuses(with_other: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lodestream.actors import featurizer
+
+    monkeypatch.setattr(featurizer, "SPANS_VERSION", featurizer.SPANS_VERSION + 1)
+    with pytest.raises(FeatureVersionMismatch, match="spans_version"):
+        with_other.run()
+    edit(with_other)
+    with pytest.raises(FeatureVersionMismatch, match="cannot be computed by this lodestream"):
+        feature_version.featurizer_of(with_other.load(), feature_version.Recipe.of_served(pointer_of(with_other)))
+    versions.add(with_other.load(), "new")
+    versions.promote(with_other.load(), "new")
+    with_other.run()
+    assert with_other.open_snapshot().version == "new"
+
+
+def test_names_and_features_are_not_confused(with_other: Workspace) -> None:
+    with pytest.raises(ConfigError, match="those of version v1"):
+        versions.add(with_other.load(), "again")
+    with pytest.raises(ConfigError, match="of other features: density.base_below 0.6 -> 0.4"):
+        versions.add(with_other.load("density.base_below=0.4"), "other")
+    with pytest.raises(ConfigError, match="the one that is served"):
+        versions.promote(with_other.load(), "v1")
+    with pytest.raises(ConfigError, match="the one that is served"):
+        versions.drop(with_other.load(), "v1")
+    with pytest.raises(NotFoundError):
+        versions.name_former(with_other.load())
+    assert versions.add(with_other.load(), "other").done.computed == 0
+
+
+def test_the_served_version_is_refreshed_between_the_turns_of_a_build(workspace: Workspace) -> None:
+    edit(workspace)
+    notes: list[str] = []
+    settings = (OTHER, "run.chunk_documents=2")
+    change = versions.add(workspace.load(*settings), "other", turn_s=0, show_note=notes.append)
+    assert any("refreshed meanwhile: snapshot 3" in note for note in notes) and change.snapshot_after == 3
+    assert not find_gap(workspace.open_snapshot(), beside(workspace))
+
+
+def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lodestream.actors import featurizer
+    from lodestream.errors import DocumentError
+
+    outline = featurizer.outline_documents
+
+    def refuse(texts: list[str], *rest: Any) -> Any:
+        if any(text == DOCUMENTS[NAMES[0]] for text in texts):
+            raise DocumentError("too knotty")
+        return outline(texts, *rest)
+
+    monkeypatch.setattr(featurizer, "outline_documents", refuse)
+    change = versions.add(workspace.load(OTHER), "other")
+    assert change.done.failed == [{"doc_id": NAMES[0], "reason": "too knotty"}]
+    assert versions.add(workspace.load(OTHER), "other").done.computed == 0
+    assert beside(workspace).get_features(NAMES[0]).num_rows == 0
+
+
+def test_while_another_writes_nothing_is_promoted(with_other: Workspace) -> None:
+    with store_of(with_other).open_lease("a run", ttl_s=2), pytest.raises(LeaseHeld):
+        versions.promote(with_other.load(), "other")
+    assert with_other.open_snapshot().version == "v1"
+
+
+def test_promotion_and_refreshes_at_once(with_other: Workspace) -> None:
+    """Whoever comes first: every document is served, and by one version."""
+    edit(with_other)
+    refused: list[BaseException] = []
+
+    def attempt(act: Callable[[], Any]) -> None:
+        while True:
+            try:
+                act()
+                return
+            except LeaseHeld:
+                continue
+            except BaseException as error:
+                refused.append(error)
+                return
+
+    acts: list[Callable[[], Any]] = [with_other.run, lambda: versions.promote(with_other.load(), "other")]
+    threads = [threading.Thread(target=attempt, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not refused and with_other.open_snapshot().version == "other"
+    assert_equals_rebuild(with_other, OTHER)
+
+
+# Where a build is killed, and at which pass: its chunks pass the steps of a run.
+KILLS = [
+    ("version.created", 1),
+    ("version.added", 1),
+    ("chunk.features_committed", 2),
+    ("chunk.documents_committed", 2),
+    ("chunk.synced", 2),
+    ("chunk.staged", 2),
+    ("publish.indexed", 1),
+    ("publish.synced", 1),
+    ("version.finished", 1),
+    ("publish.swung", 1),
+]
+
+
+@pytest.mark.parametrize(("step", "number"), KILLS)
+def test_a_killed_build_goes_on(workspace: Workspace, step: str, number: int) -> None:
+    before = read_store(workspace.open_snapshot())
+    kill_at_step(workspace, step, number, "versions", "add", "other", "--promote", "--set", OTHER)
+    pointer = pointer_of(workspace)
+    if step != "publish.swung":
+        assert pointer.version == "v1" and read_store(workspace.open_snapshot()) == before
+    # Between a kill and the next try the served version is refreshed as ever.
+    edit(workspace)
+    workspace.run()
+    if pointer.version == "v1":
+        change = versions.add(workspace.load(OTHER, "run.chunk_documents=2"), "other")
+        if step in ("chunk.staged", "publish.indexed"):
+            assert change.done.computed < len(DOCUMENTS) + 1  # as many as there are: less than all is done again
+        versions.promote(workspace.load(OTHER), "other")
+    assert_equals_rebuild(workspace, OTHER)
+
+
+def kill_at_step(workspace: Workspace, step: str, number: int, *arguments: str) -> None:
+    settings = (*workspace.settings, "run.chunk_documents=2")
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), *arguments, *options],
+        cwd=workspace.root,
+        env=command_environ() | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, f"{step} was not reached {number} times: {done.stderr}"
+
+
+def test_the_verbs_as_they_are_typed(workspace: Workspace) -> None:
+    settings = [part for setting in workspace.settings for part in ("--set", setting)]
+
+    def type_in(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = workspace.command(*arguments, *settings)
+        assert done.returncode == code, done.stderr
+        return done
+
+    refused = type_in("refresh", "--set", OTHER, code=5)
+    assert "density.base_below 0.2 -> 0.6" in refused.stderr and "lodestream versions add NAME" in refused.stderr
+    added = json.loads(type_in("versions", "add", "other", "--set", OTHER, "--json").stdout)
+    assert (added["version"], added["served"], added["documents"]["computed"]) == ("other", "v1", len(DOCUMENTS) + 1)
+    rows = json.loads(type_in("versions", "list", "--json").stdout)
+    assert [(row["name"], row["state"], row["documents_behind"]) for row in rows] == [
+        ("v1", "served", 0),
+        ("other", "beside", 0),
+    ]
+    hits = json.loads(type_in("search", "tides", "--version", "other", "--json").stdout)
+    assert hits["version"] == "other" and hits["hits"]
+    assert json.loads(type_in("get", NAMES[0], "--json").stdout)["version"] == "v1"
+    promoted = type_in("versions", "promote", "other")
+    assert "version other is served in the place of v1" in promoted.stdout
+    assert "density.base_below 0.2 -> 0.6" in promoted.stderr  # what to write into lodestream.toml
+    assert "beside     v1" in workspace.command("status").stdout
+    assert json.loads(type_in("snapshots", "list", "--json").stdout)[-1]["version"] == "other"
+    assert last_json(type_in("versions", "rollback", "--json", code=2))["error"] == "ConfigError"
+    assert "version v1 is served in the place of other" in type_in("versions", "rollback", "--yes").stdout
+    dropped = json.loads(type_in("versions", "drop", "other", "--yes", "--json").stdout)
+    assert dropped == {"dropped": "other", "lost_snapshots": [3]}
+    assert "there is no feature version 'other'" in type_in("versions", "promote", "other", code=1).stderr
