@@ -29,13 +29,12 @@ from lodestream.actors.segment import text_format_of
 from lodestream.errors import FencedError, LeaseHeld, LeaseLost
 from lodestream.kernels import encoder
 from lodestream.kernels.weights import ModelFolder, check_weights, read_model_folder
-from lodestream.pipeline import versions
 from lodestream.pipeline.session import read_options
 from lodestream.storage import steps
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import break_lease, read_lease
-from lodestream.storage.snapshot import PointerRecord, read_pointer
 from tests.fault.history_parts import Rows, rows_by_document, rule, sort_rows
+from tests.fault.version_steps import CRASH_STEPS, Crash, VersionSteps
 from tests.support.toy_encoder import load_toy_encoder
 from tests.support.workspace import WRITTEN_NS, Workspace, assert_equal_stores
 
@@ -55,15 +54,11 @@ PARAGRAPHS = (
 WORDS = ("harbour", "lamp", "sixteen", "never", "海")
 SPOILT = "\0"  # stands for the text of a document that has none; no document's text is that
 SPOILED = (b"\0\1\2 binary", b"caf\xe9 in Latin-1, \x81 in nothing")
-# What each of them changes: where segments end, which paragraphs are base, what the encoder sees.
-VERSIONS = ((), ("segment.target_tokens=8",), ("density.base_below=0.6",), ("segment.heading_prefix=true",))
 SETTINGS = ("run.max_quarantined_share=1", "run.chunk_documents=1", "encoder.num_threads=1")
 
 TEXTS = st.lists(st.sampled_from(PARAGRAPHS), min_size=0, max_size=4).map("\n\n".join)
 TIMES = st.sampled_from(["old", "now", "future"])
 NAME = st.sampled_from(NAMES)
-CRASH_STEPS = tuple(step for step in steps.STEPS if step not in ("publish.compacted", "publish.trimmed"))
-BUILD_STEPS = (*CRASH_STEPS, "version.created", "version.added", "version.finished")
 
 
 @cache
@@ -74,11 +69,7 @@ def read_hashed(folder: Path, *, expected_sha256: str | None) -> ModelFolder:
 READ_TOKENIZER = cache(featurizer.Tokenizer.from_folder)
 
 
-class Crash(BaseException):
-    """The process ends here: nothing in between may catch it."""
-
-
-class Histories(RuleBasedStateMachine):
+class Histories(VersionSteps, RuleBasedStateMachine):
     """A workspace, and what is known of it: ``files`` on the disk, ``kept`` texts that a spoiled document may have."""
 
     uses_toy_encoder = True
@@ -186,65 +177,6 @@ class Histories(RuleBasedStateMachine):
         """Somebody breaks the lease and another run does all of the work; the one that slept must not undo it."""
         self.interrupt(step, occurrence, self.overtake)
         self.run()
-
-    @rule(settings=st.sampled_from(VERSIONS))
-    def bump(self, settings: tuple[str, ...]) -> None:
-        """Another model, as far as the store can tell: built beside the served one, and promoted."""
-        self.run()
-        self.change_over(settings)
-        self.check()
-
-    @rule()
-    def roll_back(self) -> None:
-        """Serves the version before again, whatever has happened to the documents since."""
-        self.run()
-        if former := self.pointer().former:
-            versions.promote(self.workspace.load(*self.settings), former)
-            self.note_served()
-            self.check()
-
-    @rule()
-    def drop_the_others(self) -> None:
-        for kept in self.pointer().versions:
-            versions.drop(self.workspace.load(*self.settings), kept.name)
-
-    @precondition(lambda self: self.files)
-    @rule(settings=st.sampled_from(VERSIONS), step=st.sampled_from(BUILD_STEPS), occurrence=st.integers(1, 4))
-    def crash_in_a_bump(self, settings: tuple[str, ...], step: str, occurrence: int) -> None:
-        self.run()
-        self.interrupt(step, occurrence, self.die, lambda: self.change_over(settings))
-        self.note_served()
-        self.check()
-
-    @precondition(lambda self: self.files)
-    @rule(settings=st.sampled_from(VERSIONS), step=st.sampled_from(BUILD_STEPS), occurrence=st.integers(1, 2))
-    def overtake_a_bump(self, settings: tuple[str, ...], step: str, occurrence: int) -> None:
-        """A build or a promotion sleeps while a refresh comes in between, and must undo nothing of it."""
-        self.run()
-        self.interrupt(step, occurrence, self.overtake, lambda: self.change_over(settings))
-        self.note_served()
-        self.run()
-
-    def change_over(self, settings: tuple[str, ...]) -> None:
-        """Builds and promotes the version of these settings; one that was built before is brought level."""
-        names = [name for name, made in self.settings_of.items() if made == settings and name in self.names_beside()]
-        if settings == self.settings:
-            return
-        name = names[0] if names else f"version-{len(self.settings_of)}"
-        self.settings_of[name] = settings
-        loaded = self.workspace.load(*settings)
-        versions.add(loaded, name)
-        versions.promote(loaded, name)
-        self.note_served()
-
-    def note_served(self) -> None:
-        self.settings = self.settings_of[self.pointer().version]
-
-    def names_beside(self) -> set[str]:
-        return {kept.name for kept in self.pointer().versions}
-
-    def pointer(self) -> PointerRecord:
-        return read_pointer(self.workspace.load().store_location)[0]
 
     def interrupt(
         self, step: str, occurrence: int, act: Callable[[], None], work: Callable[[], None] | None = None
