@@ -24,6 +24,7 @@ class ServeConfig(Section):
     ``max_body_bytes``     length of a request
     ``max_ids, max_texts``  ids, and texts, of one request
     ``max_text_tokens, max_tokens``  tokens of one text, and of all texts of one request
+    ``index_bytes``        memory for the codes that are searched, about 400 bytes a row; a larger store is scanned
     """
 
     host: Text = "127.0.0.1"
@@ -42,6 +43,7 @@ class ServeConfig(Section):
     max_texts: int = Field(default=256, ge=1)
     max_text_tokens: int = Field(default=8192, ge=1)
     max_tokens: int = Field(default=65_536, ge=1)
+    index_bytes: Size = 2048 * MIB
 
     @model_validator(mode="after")
     def _check(self) -> ServeConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lodestream.pipeline.states import find_rows
+from lodestream.storage.search.scores import Query, find_best
 from lodestream.storage.store import Snapshot
 
 _COLUMNS: Final = (
@@ -68,51 +70,45 @@ def search_snapshot(
 
     Cost: one pass over the codes, D bytes a row.
     """
+    query = Query.of(query_D)
     best: list[tuple[float, dict[str, Any]]] = []
     batches = snapshot.scan_features(_COLUMNS, granularity=granularity, min_density=min_density)
     for batch in batches:
         if doc_prefix is not None:
             batch = batch.filter(pc.starts_with(batch.column("doc_id"), doc_prefix))
-        best = _merge(best, batch, query_D, limit=limit, headings=headings)
-    return _describe(snapshot, best)
+        if not headings:
+            batch = batch.filter(pc.not_equal(batch.column("kind"), "heading"))
+        best = _merge(best, batch, query, limit)
+    return describe_hits(snapshot, best)
 
 
 def _merge(
-    best: list[tuple[float, dict[str, Any]]],
-    batch: pa.RecordBatch,
-    query_D: NDArray[np.float32],
-    *,
-    limit: int,
-    headings: bool,
+    best: list[tuple[float, dict[str, Any]]], batch: pa.RecordBatch, query: Query, limit: int
 ) -> list[tuple[float, dict[str, Any]]]:
-    codes = batch.column("codes").flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
-    lengths = np.linalg.norm(codes, axis=1)
-    # The codes' own length, not the scale: the cosine of what is stored, free of the scale's rounding.
-    scores = (codes @ query_D) / np.where(lengths > 0, lengths, 1.0)
-    if not headings:
-        scores[np.array(batch.column("kind").to_pylist(), dtype=object) == "heading"] = -np.inf
-    rows = np.argsort(-scores, kind="stable")[:limit]
-    rows = rows[np.isfinite(scores[rows])]
+    column = batch.column("codes")
+    codes = column.flatten().to_numpy().reshape(batch.num_rows, column.type.list_size)
+    floor = best[-1][0] if len(best) >= limit else -np.inf
+    rows, scores = find_best(codes, query, limit, floor=floor)
     found = batch.select([c for c in _COLUMNS if c != "codes"]).take(pa.array(rows)).to_pylist()
-    merged = best + [(float(scores[row]), fields) for row, fields in zip(rows.tolist(), found, strict=True)]
+    merged = best + list(zip(scores.tolist(), found, strict=True))
     merged.sort(key=lambda item: (-item[0], item[1]["doc_id"], item[1]["ordinal"]))
     return merged[:limit]
 
 
-def _describe(snapshot: Snapshot, best: Iterable[tuple[float, dict[str, Any]]]) -> list[Hit]:
-    documents: dict[str, dict[str, Any]] = {}
+def describe_hits(snapshot: Snapshot, best: Sequence[tuple[float, Mapping[str, Any]]]) -> list[Hit]:
+    """Spans with their documents' titles and texts: (score, the span's columns) each, in the order given."""
+    doc_ids = list(dict.fromkeys(row["doc_id"] for _, row in best))
+    found = find_rows(snapshot, "documents", doc_ids, ("doc_id", "title", "text")).to_pylist() if doc_ids else []
+    documents = {document["doc_id"]: document for document in found}
     hits = []
     for score, row in best:
-        doc_id = row["doc_id"]
-        if doc_id not in documents:
-            documents[doc_id] = snapshot.get_document(doc_id) or {"title": "", "text": ""}
-        document = documents[doc_id]
+        document = documents.get(row["doc_id"], {"title": "", "text": ""})
         hits.append(
             Hit(
                 title=document["title"],
                 score=round(score, 4),
                 text=document["text"][row["char_start"] : row["char_end"]],
-                **(row | {"density": round(float(row["density"]), 3)}),
+                **(dict(row) | {"density": round(float(row["density"]), 3)}),
             )
         )
     return hits

@@ -73,29 +73,23 @@ class Catalog:
         said = {name: self._columns[name][row].as_py() for name in _SAID}
         return CatalogEntry(doc_id=doc_id, identity=self._identify(row), **said)
 
-    def find_changed(self, before: Catalog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Compare with an earlier or later catalog.
+    def match(self, before: Catalog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the documents that another catalog has with the same identity.
 
         Returns:
-            The rows here that ``before`` does not have with the same identity, and the rows of ``before`` that are not
-            here with the same identity.
+            Their rows here, and their rows in ``before``, in the same order.
         """
         places = pc.index_in(self._doc_ids, value_set=before._doc_ids)
-        is_there = places.is_valid()
-        same = np.zeros(len(self), np.bool_)
-        mine = np.flatnonzero(is_there.to_numpy(zero_copy_only=False))
+        mine = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
         theirs = pc.drop_null(places).to_numpy().astype(np.int64)
-        equal = np.ones(len(mine), np.bool_)
+        is_same = np.ones(len(mine), np.bool_)
         for name in _IDENTITY:
             left = self._columns[name].take(pa.array(mine))
             right = before._columns[name].take(pa.array(theirs))
             both_null = pc.and_(left.is_null(), right.is_null())
             agrees = pc.or_(pc.fill_null(pc.equal(left, right), False), both_null)
-            equal &= agrees.to_numpy(zero_copy_only=False)
-        same[mine[equal]] = True
-        kept = np.zeros(len(before), np.bool_)
-        kept[theirs[equal]] = True
-        return np.flatnonzero(~same), np.flatnonzero(~kept)
+            is_same &= agrees.to_numpy(zero_copy_only=False)
+        return mine[is_same], theirs[is_same]
 
     def _identify(self, row: int) -> bytes:
         hashed = hashlib.blake2b(digest_size=IDENTITY_BYTES)

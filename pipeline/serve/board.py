@@ -104,6 +104,7 @@ class Board:
             "freshness_seconds": None if view is None else round(service.follower.freshness_s(view), 1),
             "requests": asdict(self._metrics.measure_latency()),
             "rows_found": dict(service.rows.count()),
+            "searches": dict(service.searcher.count()),
             "cache": {} if service.cache is None else service.cache.count(),
             "encoder": None if encoding is None else dict(encoding.count()),
         }

@@ -60,6 +60,12 @@ class CachedRows:
         with self._lock:
             self._served[snapshot.sequence] = served
 
+    def find_catalog(self, snapshot: Snapshot) -> Catalog:
+        """The documents of a snapshot, for other parts: that of one that is served is there already."""
+        served = self._served.get(snapshot.sequence)
+        is_there = served is not None and served.snapshot.tables == snapshot.tables
+        return served.catalog if served is not None and is_there else Catalog.read(snapshot)
+
     def release(self, snapshot: Snapshot) -> None:
         """Its catalog goes; the cached rows stay."""
         with self._lock:

@@ -108,6 +108,13 @@ class _ServiceCollector(Collector):
         for tier, number in service.rows.count().items():
             found.add_metric([tier], number)
         yield found
+        searches = CounterMetricFamily("lodestream_searches", "Searches, by index or by scan.", labels=["how"])
+        counts = service.searcher.count()
+        for how in ("index", "scan"):
+            searches.add_metric([how], counts[how])
+        yield searches
+        yield GaugeMetricFamily("lodestream_index_rows", "Rows of the index in memory.", counts["rows"])
+        yield GaugeMetricFamily("lodestream_index_bytes", "Bytes of the index in memory.", counts["bytes"])
         yield from _collect_cache({} if service.cache is None else service.cache.count())
         encoding = service.encoding
         if encoding is None:

@@ -11,9 +11,9 @@ from lodestream.pipeline.serve.batched_encoding import BatchedEncoding
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.cached_encoding import CachedEncoding
 from lodestream.pipeline.serve.cached_rows import CachedRows
+from lodestream.pipeline.serve.index_searcher import IndexSearcher
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import Encoding
-from lodestream.pipeline.serve.scan_searcher import ScanSearcher
 from lodestream.pipeline.serve.service import Service
 
 
@@ -23,6 +23,7 @@ def open_service(loaded: LoadedConfig) -> Service:
     num_threads = loaded.config.encoder.num_threads or os.cpu_count() or 1
 
     cache = CacheKeeper(loaded.config.cache.options(loaded.resolve))
+    rows = CachedRows(cache)
 
     def make_encoding(options: FeaturizerOptions) -> Encoding:
         batched = BatchedEncoding(Featurizer(options), limits, num_threads=num_threads)
@@ -30,8 +31,8 @@ def open_service(loaded: LoadedConfig) -> Service:
 
     return Service(
         loaded.store_location,
-        rows=CachedRows(cache),
-        searcher=ScanSearcher(),
+        rows=rows,
+        searcher=IndexSearcher(rows.find_catalog, max_bytes=loaded.config.serve.index_bytes),
         make_encoding=make_encoding,
         limits=limits,
         cache=cache,

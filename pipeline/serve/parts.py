@@ -111,6 +111,9 @@ class Searcher(Protocol):
             limit, granularity, min_density, headings, doc_prefix: as of pipeline.search.search_snapshot.
         """
 
+    def count(self) -> Mapping[str, int]:
+        """Searches so far by how they were done ("index", "scan"), and "rows" and "bytes" of the index in memory."""
+
 
 class Encoding(Protocol):
     """One featurizer, run off the event loop. It belongs to one feature version."""

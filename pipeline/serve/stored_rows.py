@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,35 +14,6 @@ from lodestream.schema import GRANULARITIES, Granularity, features_schema
 from lodestream.storage.store import Snapshot
 
 _RANKS = pa.array(GRANULARITIES)
-
-
-class StoredRows:
-    """A row source without a cache."""
-
-    def __init__(self) -> None:
-        self._num_found = 0
-        self._num_missing = 0
-
-    def prepare(self, snapshot: Snapshot, *, before: Snapshot | None) -> None:
-        """Opens the tables, so that the first request does not."""
-        self.get(snapshot, [""], GRANULARITIES)
-
-    def release(self, snapshot: Snapshot) -> None:
-        """Nothing is kept."""
-
-    def get(
-        self, snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
-    ) -> Mapping[str, StoredDocument]:
-        """See parts.RowSource."""
-        wanted = list(dict.fromkeys(doc_ids))
-        documents = read_documents(snapshot, wanted, granularities)
-        self._num_found += len(documents)
-        self._num_missing += len(wanted) - len(documents)
-        return documents
-
-    def count(self) -> Mapping[str, int]:
-        """Documents found, and not found, so far."""
-        return {"snapshot": self._num_found, "miss": self._num_missing}
 
 
 def read_documents(

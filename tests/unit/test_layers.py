@@ -107,6 +107,19 @@ def test_triton_stays_in_fused_kernels(repository: Path) -> None:
     assert wrong == []
 
 
+def test_faiss_stays_in_one_module(repository: Path) -> None:
+    """What searches works without it, and the scan and the index share everything else."""
+    wrong = [
+        f"{name}:{line}"
+        for layer in LAYERS
+        for name, source in list_files(repository, layer)
+        if name != "storage/search/faiss_codes.py"
+        for line, module in list_imports(source)
+        if is_part_of(module, "faiss")
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("name", ["errors", "schema"])
 def test_vocabulary_imports_nothing_of_ours(repository: Path, name: str) -> None:
     source = (repository / "lodestream" / f"{name}.py").read_text(encoding="utf-8")
