@@ -44,7 +44,7 @@ def render_page(board: Board) -> bytes:
         hit_share=_find_hit_share(tiers),
         target_s=target_s,
         trend_svg=plot_trend(trend, target_s=target_s),
-        trend_known=any(point is not None for point in trend),
+        trend_worst_s=max((point for point in trend if point is not None), default=None),
         runs_svg=plot_runs(runs),
         density_svg=plot_histogram(profile.density_bins, threshold=profile.threshold) if profile else "",
         tiers_svg=plot_shares({name: number for name, number in tiers if name != "not found"}),
@@ -65,6 +65,7 @@ def _template() -> Template:
     )
     environment.filters["ago"] = _say_ago
     environment.filters["seconds"] = _say_seconds
+    environment.filters["duration"] = format_duration
     environment.filters["cursor"] = _say_cursor
     return environment.get_template("page.html.jinja")
 
