@@ -42,6 +42,7 @@ class Preview:
     ``tokens_total, tokens_to_encode``  of the new and changed documents; estimates unless ``is_exact``
     ``minutes``        None where no run has encoded enough to tell the rate
     ``notes``          sentences worth knowing
+    ``version``        the feature version that is served; None while nothing is published
     """
 
     seen: int
@@ -52,6 +53,7 @@ class Preview:
     is_exact: bool
     minutes: float | None
     notes: list[str]
+    version: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """The preview as JSON values."""
@@ -61,6 +63,7 @@ class Preview:
             "tokens": {"total": self.tokens_total, "to_encode": self.tokens_to_encode, "exact": self.is_exact},
             "minutes": None if self.minutes is None else round(self.minutes, 2),
             "notes": self.notes,
+            "version": self.version,
         }
 
 
@@ -93,6 +96,7 @@ def preview_refresh(loaded: LoadedConfig, *, max_names: int = 10) -> Preview:
         is_exact=is_exact,
         minutes=None if rate is None else tokens_to_encode / rate / 60,
         notes=plan.notes(),
+        version=plan.pointer.version if plan.pointer else None,
     )
 
 

@@ -41,7 +41,8 @@ def _summarise(values: dict[str, Any]) -> str:
     about = "" if tokens["exact"] else "about "
     minutes = values["minutes"]
     time = "time unknown (nothing was encoded yet)" if minutes is None else f"about {minutes:.1f} minutes"
-    return f"plan: {tally} | {about}{tokens['to_encode']} of {tokens['total']} tokens to encode | {time}"
+    version = f" of version {values['version']}" if values["version"] else ""
+    return f"plan{version}: {tally} | {about}{tokens['to_encode']} of {tokens['total']} tokens to encode | {time}"
 
 
 def explain(

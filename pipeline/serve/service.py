@@ -107,7 +107,7 @@ class Service:
         """Readies every part for what is to become the latest snapshot."""
         encoding = before.encoding if before is not None and before.record.recipe == record.recipe else None
         if encoding is None:
-            encoding = self._make_encoding(options_of_recipe(record.recipe))
+            encoding = self._make_encoding(options_of_recipe(record.recipe, model=record.model))
             encoding.warm()
         previous = before.snapshot if before is not None else None
         self.rows.prepare(snapshot, before=previous)
