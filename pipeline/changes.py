@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from lodestream.errors import MassDeletionRefused
 from lodestream.pipeline.sources.protocol import Candidate, Source, SourceChanges
-from lodestream.pipeline.states import DocumentState, StoredStates
+from lodestream.pipeline.states import DocumentState, StoredStates, find_sources
 from lodestream.storage.store import Snapshot
 
 MAX_DELETED_SHARE: Final = 0.05
@@ -94,7 +94,9 @@ def survey_source(
 
 def find_unconfigured(names: Collection[str], checkpoint: Mapping[str, Any], published: Snapshot | None) -> list[str]:
     """doc_ids of sources that were configured when the store was published and are not any more."""
-    gone = sorted(set(checkpoint) - set(names))
+    # After a repair the checkpoint is empty: then the documents themselves say whose they are.
+    known = set(checkpoint) or find_sources(published)
+    gone = sorted(known - set(names))
     return sorted(doc_id for name in gone for doc_id in StoredStates(published, name).doc_ids())
 
 

@@ -17,6 +17,7 @@ from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.session import read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
+from lodestream.pipeline.status import describe_short
 
 LOW_DISK_BYTES: Final = 2 * 2**30
 OBJECT_STORE_PATIENCE_S: Final = 10.0
@@ -53,6 +54,9 @@ def _check_store(loaded: LoadedConfig) -> CheckResult:
     if not location.is_local:
         try_server(location.uri, location, patience_s=OBJECT_STORE_PATIENCE_S)
         return CheckResult(name="store", level="pass", detail=f"{location}: {state}; writable, conditional writes work")
+    if pointer is not None and (short := describe_short(pointer)):
+        fix = "lower store.keep_for, or refresh less often; the next gc takes it over"
+        return CheckResult(name="store", level="warn", detail=f"{location}: {state}; {short}", fix=fix)
     place = _nearest_folder(location.path)
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".lodestream-check-") as probe:

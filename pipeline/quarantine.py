@@ -16,7 +16,6 @@ from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.report import name_run
 from lodestream.pipeline.states import read_quarantine
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema
-from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore, Snapshot, Transaction
 
 
@@ -73,7 +72,7 @@ def drop_quarantined(loaded: LoadedConfig, doc_ids: Collection[str]) -> int:
         )
         rows = {row["doc_id"]: row for row in read_quarantine(transaction.base)}
         _write_dropped(transaction, [rows[doc_id] for doc_id in dropped if doc_id in rows], run_id)
-        snapshot = transaction.publish(checkpoint=pointer.checkpoint, run=recount(pointer, transaction.base))
+        snapshot = transaction.publish(checkpoint=pointer.checkpoint, run=recount(dict(pointer.run), transaction.base))
     return snapshot.sequence
 
 
@@ -101,8 +100,6 @@ def _write_dropped(transaction: Transaction, rows: Sequence[dict[str, Any]], run
     )
 
 
-def recount(pointer: PointerRecord, base: Snapshot) -> dict[str, Any]:
+def recount(run: dict[str, Any], base: Snapshot) -> dict[str, Any]:
     """The last run's summary with the number of documents that are in quarantine in ``base``."""
-    run = dict(pointer.run)
-    run["documents"] = {**run.get("documents", {}), "quarantined": len(read_quarantine(base))}
-    return run
+    return run | {"documents": {**run.get("documents", {}), "quarantined": len(read_quarantine(base))}}

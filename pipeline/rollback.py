@@ -33,4 +33,4 @@ def roll_back(loaded: LoadedConfig, sequence: int) -> Snapshot:
             recipe=earlier.recipe,
         )
         # What is in quarantine comes back with the snapshot, and runs look for it only where it is counted.
-        return transaction.publish_earlier(sequence, run=recount(pointer, store.open_snapshot(sequence)))
+        return transaction.publish_earlier(sequence, run=recount(dict(pointer.run), store.open_snapshot(sequence)))

@@ -95,6 +95,13 @@ def find_documents(snapshot: Snapshot | None, doc_ids: Collection[str]) -> dict[
     }
 
 
+def find_sources(snapshot: Snapshot | None) -> set[str]:
+    """The sources of all documents."""
+    if snapshot is None:
+        return set()
+    return set(pc.unique(snapshot.open_table("source_state").read(["source"]).column("source")).to_pylist())
+
+
 def find_contents(snapshot: Snapshot | None) -> dict[str, tuple[bytes, str | None]]:
     """Content hash and reason for quarantine of every document, by doc_id."""
     if snapshot is None:

@@ -13,7 +13,7 @@ from lodestream.pipeline.durations import format_duration
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease
 from lodestream.storage.location import Location
-from lodestream.storage.snapshot import PointerRecord, read_pointer
+from lodestream.storage.snapshot import MAX_SNAPSHOTS, PointerRecord, read_pointer
 from lodestream.storage.version import KeptVersion, name_folder
 
 _APART: Final = ("recent", "failure")
@@ -201,6 +201,17 @@ def _judge(pointer: PointerRecord, sources: Sequence[SourceLag], target_s: float
     return "healthy", "the last run published or found nothing to do"
 
 
+def describe_short(pointer: PointerRecord) -> str | None:
+    """A sentence where fewer snapshots are kept than ``store.keep_for`` asks for; else None."""
+    if not pointer.retention.falls_short(pointer.history, datetime.now(UTC)):
+        return None
+    since = pointer.history[0].published_at
+    return (
+        f"snapshots are kept for less than store.keep_for = {format_duration(pointer.retention.keep_for_s)}: the "
+        f"{MAX_SNAPSHOTS} that are kept at most reach back to {since:%Y-%m-%d %H:%M} UTC"
+    )
+
+
 def _count_quarantined(pointer: PointerRecord) -> int:
     return int(pointer.run.get("documents", {}).get("quarantined", 0))
 
@@ -226,4 +237,5 @@ def _describe_snapshot(pointer: PointerRecord) -> dict[str, Any] | None:
         "age_seconds": round(age_s, 1),
         "run_id": pointer.run_id,
         "kept": [record.sequence for record in pointer.history],
+        "kept_too_short": describe_short(pointer),
     }

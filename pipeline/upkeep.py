@@ -6,9 +6,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.quarantine import recount
 from lodestream.pipeline.report import RunReport
 from lodestream.storage.findings import Verification
 from lodestream.storage.lease import Lease
@@ -50,7 +52,9 @@ def purge(loaded: LoadedConfig, planned: PurgePlan) -> Purge:
     """Takes the documents out of every snapshot and file; see storage.purge."""
     store = FeatureStore.open(loaded.store_location)
     with store.open_lease("gc --purge", ttl_s=loaded.config.lease.ttl_s) as lease:
-        return purge_documents(store, planned, lease=lease, run_id=_name_upkeep("purge"))
+        done = purge_documents(store, planned, lease=lease, run_id=_name_upkeep("purge"))
+        _recount(store, lease)
+    return done
 
 
 def verify(loaded: LoadedConfig, *, deep: bool) -> Verification:
@@ -69,7 +73,15 @@ def repair(loaded: LoadedConfig, found: Verification) -> Repair:
     store = FeatureStore.open(loaded.store_location)
     sweep_after = loaded.config.upkeep.options().sweep_after
     with store.open_lease("verify --repair", ttl_s=loaded.config.lease.ttl_s) as lease:
-        return repair_store(store, found, lease=lease, run_id=_name_upkeep("repair"), sweep_after=sweep_after)
+        done = repair_store(store, found, lease=lease, run_id=_name_upkeep("repair"), sweep_after=sweep_after)
+        _recount(store, lease)
+    return done
+
+
+def _recount(store: FeatureStore, lease: Lease) -> None:
+    """Documents in quarantine may be among those that went: ``status`` and the next run go by their number."""
+    snapshot = store.open_snapshot()
+    store.note_run(partial(recount, base=snapshot), lease=lease)
 
 
 def _name_upkeep(verb: str) -> str:

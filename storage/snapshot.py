@@ -71,6 +71,12 @@ class Retention:
         ]
         return (*young, *history[always:])[-MAX_SNAPSHOTS:]
 
+    def falls_short(self, history: Sequence[SnapshotRecord], now: datetime) -> bool:
+        """Whether MAX_SNAPSHOTS is reached before ``keep_for_s`` is."""
+        if len(history) < MAX_SNAPSHOTS or not self.keep_for_s or history[0].published_at is None:
+            return False
+        return history[0].published_at > now - timedelta(seconds=self.keep_for_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedWork:

@@ -54,6 +54,7 @@ def _describe_status(values: dict[str, Any]) -> list[str]:
     if snapshot:
         age = output.format_seconds(snapshot["age_seconds"])
         lines.append(f"snapshot   {snapshot['sequence']}, published {age} ago by {snapshot['run_id']}")
+        lines += [f"           {snapshot['kept_too_short']}"] if snapshot["kept_too_short"] else []
         lines.append(
             f"version    {values['version']}: {values['feature_version']} ({output.describe_recipe(values['recipe'])})"
         )

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lodestream.pipeline.library import Library
+from lodestream.storage.compaction import rebuild_indexes
+from lodestream.storage.maintenance import begin_upkeep
 from lodestream.storage.store import FeatureStore
-from tests.support.workspace import last_json, run_command
+from tests.support.workspace import assert_equal_stores, last_json, run_command
 
 CONFIG = """
 [sources.docs]
@@ -72,6 +74,37 @@ def refresh(folder: Path) -> dict[str, Any]:
 def find(folder: Path, text: str) -> str:
     (hit,) = Library(FeatureStore.open(str(folder / ".lodestream"))).search(text, limit=1)
     return hit.doc_id
+
+
+def test_a_version_of_all_kinds_of_texts_equals_a_fresh_build(folder: Path) -> None:
+    """What is stored of a page or a row is cut by the rules that it was read by."""
+    (folder / "docs" / "latin.txt").unlink()
+    other = ("--set", "density.base_below=0.6")
+    for arguments in (
+        ("run",),
+        ("versions", "add", "b", "--promote", *other),
+        ("run", *other, "--set", "store.uri=new"),
+    ):
+        done = run_command(folder, *arguments)
+        assert done.returncode == 0, done.stderr
+    found, wanted = (FeatureStore.open(str(folder / name)).open_snapshot() for name in (".lodestream", "new"))
+    assert found.version == "b"
+    assert_equal_stores(found, wanted)
+
+
+def test_documents_of_a_removed_source_go_after_a_repair(folder: Path) -> None:
+    assert run_command(folder, "run").returncode == 0
+    store = FeatureStore.open(str(folder / ".lodestream"))
+    with store.open_lease("a repair") as lease:
+        begin_upkeep(store, store.pointer(), "repair", lease).publish_rewritten(
+            lambda _, table: rebuild_indexes(table), checkpoint={}
+        )
+    assert store.pointer().checkpoint == {}
+    (folder / "lodestream.toml").write_text(CONFIG.replace("[sources.rows]", "[sources.more]"))
+    documents = refresh(folder)["documents"]
+    assert documents["deleted"] == 2 and documents["new"] == 2
+    names = store.open_snapshot().document_states().column("doc_id").to_pylist()
+    assert sorted(name for name in names if name.startswith(("rows/", "more/"))) == ["more/k1", "more/k2"]
 
 
 def test_sources_of_three_kinds_are_followed_together(folder: Path) -> None:

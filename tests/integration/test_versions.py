@@ -18,7 +18,7 @@ import pytest
 import lodestream
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ConfigError, FeatureVersionMismatch, LeaseHeld, ModelError, NotFoundError
-from lodestream.pipeline import feature_version, session, versions
+from lodestream.pipeline import feature_version, session, upkeep, versions
 from lodestream.pipeline.check import check_all
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.level import find_gap
@@ -270,6 +270,19 @@ def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, mo
     assert change.done.failed == [{"doc_id": NAMES[0], "reason": "too knotty"}]
     assert versions.add(workspace.load(OTHER), "other").done.computed == 0
     assert beside(workspace).get_features(NAMES[0]).num_rows == 0
+
+
+@pytest.mark.parametrize("verb", ["purge", "repair"])
+def test_what_is_in_quarantine_is_counted_after(workspace: Workspace, verb: str) -> None:
+    loaded = workspace.load()
+    assert read_status(loaded).as_dict()["quarantined"] == 1
+    if verb == "purge":
+        upkeep.purge(loaded, upkeep.plan(loaded, [NAMES[5]]))
+    else:
+        for path in (workspace.store / "features.lance" / "data").iterdir():
+            path.unlink()
+        assert NAMES[5] in upkeep.repair(loaded, upkeep.verify(loaded, deep=False)).to_compute
+    assert read_status(loaded).as_dict()["quarantined"] == 0
 
 
 def test_while_another_writes_nothing_is_promoted(with_other: Workspace) -> None:

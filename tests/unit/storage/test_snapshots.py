@@ -14,7 +14,7 @@ from lodestream.errors import FencedError, NotFoundError
 from lodestream.storage import snapshot as snapshot_module
 from lodestream.storage import transaction as transaction_module
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage
-from lodestream.storage.snapshot import Retention, SnapshotRecord
+from lodestream.storage.snapshot import MAX_SNAPSHOTS, Retention, SnapshotRecord
 from lodestream.storage.store import FeatureStore
 from tests.support.store_rows import (
     DIM,
@@ -40,6 +40,16 @@ def make_record(sequence: int, published_at: datetime) -> SnapshotRecord:
     return SnapshotRecord(
         sequence=sequence, tables={}, dim=8, feature_version="f", recipe={}, run_id="r", published_at=published_at
     )
+
+
+def test_the_most_that_is_kept_may_be_too_few_for_the_time_asked_for() -> None:
+    history = [make_record(i, NOON + timedelta(minutes=i)) for i in range(MAX_SNAPSHOTS)]
+    now = history[-1].published_at
+    assert now is not None
+    assert Retention(keep_for_s=86400).falls_short(history, now)
+    assert not Retention(keep_for_s=60 * (MAX_SNAPSHOTS - 1)).falls_short(history, now)
+    assert not Retention(keep_for_s=86400).falls_short(history[1:], now)
+    assert not Retention().falls_short(history, now)
 
 
 def roll_back(store: FeatureStore, sequence: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lodestream.errors import ConfigError, FencedError, GuardRefused, LeaseLost, NotFoundError, StoreError
-from lodestream.storage import version_upkeep
+from lodestream.storage import steps, version_upkeep
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import UpkeepOptions, collect_garbage, keep_up
 from lodestream.storage.purge import plan_purge, purge_documents
@@ -191,6 +191,27 @@ def test_dropped_tables_go_once_nobody_can_have_them_open(store: FeatureStore, m
     assert not (store.root / "features.lance").exists() and not store.pointer().dropped
     assert (store.root / "source_state.lance").exists() and names(store.open_snapshot()) == {"a", "b"}
     begin(store, feature_version="f2").publish(checkpoint={}, run={})
+
+
+@pytest.mark.parametrize("step", ["version.removed", "register.written"])
+def test_removal_that_was_killed_is_done_by_the_next(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    add_level(store)
+    store.open_keeper(take_lease(store)).drop("b")
+    keeper = store.open_keeper(take_lease(store))
+
+    def die(passed: str) -> None:
+        if passed == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            keeper.remove_dropped(min_age=timedelta(0))
+    assert len(store.pointer().dropped) == 1
+    store.open_keeper(take_lease(store)).remove_dropped(min_age=timedelta(0))
+    assert not store.pointer().dropped and list_slots(store.location) == set()
 
 
 def test_gc_removes_the_tables_of_a_version_that_was_never_named(store: FeatureStore) -> None:
