@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -34,6 +35,7 @@ CHECKSUM_BYTES: Final = 8
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
 
+@cache
 def features_schema(dim: int) -> pa.Schema:
     """Schema of the table ``features`` for vectors of width ``dim``.
 

@@ -8,8 +8,9 @@ again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import pyarrow as pa
@@ -25,15 +26,21 @@ from lodestream.storage.catalog import Catalog, CatalogEntry
 from lodestream.storage.store import Snapshot
 
 _TIERS: Final = ("memory", "disk", "snapshot")
+_REMEMBERED: Final = 16_384
+"""Documents whose entries of the catalog are kept as they were found: a search in it takes as long as an answer."""
+_HELD_ENTRIES: Final = 256
+"""Entries that are read in the event loop at once: some milliseconds, as long as the way to a thread and back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
-    """A snapshot that is served: its documents, and the cache for vectors of its width."""
+    """A snapshot that is served: its documents, and the cache for vectors of its width. ``find``: the catalog's, which
+    remembers what was asked for last."""
 
     snapshot: Snapshot
     catalog: Catalog
     cache: LayeredCache
+    find: Callable[[str], CatalogEntry | None]
 
 
 class CachedRows:
@@ -55,7 +62,12 @@ class CachedRows:
             and before.version == snapshot.version
         )
         catalog = known.catalog if known is not None and is_same else Catalog.read(snapshot)
-        served = _Served(snapshot=snapshot, catalog=catalog, cache=self._keeper.open(snapshot.dim))
+        served = _Served(
+            snapshot=snapshot,
+            catalog=catalog,
+            cache=self._keeper.open(snapshot.dim),
+            find=lru_cache(maxsize=_REMEMBERED)(catalog.find),
+        )
         read_documents(snapshot, [""], GRANULARITIES)  # opens the tables, so that the first miss does not
         with self._lock:
             self._served[snapshot.sequence] = served
@@ -83,11 +95,41 @@ class CachedRows:
             documents = read_documents(snapshot, wanted, granularities)
         else:
             documents = self._get(served, wanted, [name for name in GRANULARITIES if name in granularities])
-        with self._lock:
-            for document in documents.values():
-                self._counts[document.tier] += 1
-            self._counts["miss"] += len(wanted) - len(documents)
+        self._note(documents.values(), num_missing=len(wanted) - len(documents))
         return documents
+
+    def get_held(
+        self, snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
+    ) -> Mapping[str, StoredDocument] | None:
+        """See parts.RowSource."""
+        served = self._served.get(snapshot.sequence)
+        if served is None or served.snapshot is not snapshot or len(doc_ids) * len(granularities) > _HELD_ENTRIES:
+            return None
+        names = [name for name in GRANULARITIES if name in granularities]
+        known: dict[str, CatalogEntry] = {}
+        for doc_id in doc_ids:
+            entry = served.find(doc_id)
+            if entry is None:
+                return None
+            known[doc_id] = entry
+        cache = served.cache
+        if not all(cache.holds_in_memory(n, name_rows(said.identity, n)) for said in known.values() for n in names):
+            return None
+        documents: dict[str, StoredDocument] = {}
+        for doc_id, said in known.items():
+            found = [cache.get(name, name_rows(said.identity, name)) for name in names]
+            held = [pair[0] for pair in found if pair is not None]
+            if len(held) < len(names):  # evicted by another thread a moment ago
+                return None
+            documents[doc_id] = _describe(served, said, held, "memory")
+        self._note(documents.values(), num_missing=0)
+        return documents
+
+    def _note(self, documents: Iterable[StoredDocument], *, num_missing: int) -> None:
+        with self._lock:
+            for document in documents:
+                self._counts[document.tier] += 1
+            self._counts["miss"] += num_missing
 
     def count(self) -> Mapping[str, int]:
         """Documents found, by the farthest tier that one had to be asked in, and those not found."""
@@ -97,7 +139,7 @@ class CachedRows:
     def _get(
         self, served: _Served, doc_ids: Sequence[str], granularities: Sequence[Granularity]
     ) -> dict[str, StoredDocument]:
-        known = {doc_id: entry for doc_id in doc_ids if (entry := served.catalog.find(doc_id)) is not None}
+        known = {doc_id: entry for doc_id in doc_ids if (entry := served.find(doc_id)) is not None}
         documents: dict[str, StoredDocument] = {}
         missing: list[str] = []
         for doc_id, said in known.items():

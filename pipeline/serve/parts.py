@@ -80,6 +80,11 @@ class RowSource(Protocol):
     ) -> Mapping[str, StoredDocument]:
         """The documents that the snapshot has, by id; others are left out. Runs on a worker thread."""
 
+    def get_held(
+        self, snapshot: Snapshot, doc_ids: Sequence[str], granularities: Collection[Granularity]
+    ) -> Mapping[str, StoredDocument] | None:
+        """As ``get``, in the event loop: None unless all of them are there and no file has to be waited for."""
+
     def count(self) -> Mapping[str, int]:
         """Documents found so far by tier, and those that none had ("miss")."""
 

@@ -52,7 +52,7 @@ def run_ray_server(loaded: LoadedConfig, *, replicas: int, announce: Announce) -
     host, port = loaded.config.serve.host, loaded.config.serve.port
     with listen(host, port) as listener:  # HAProxy would say nothing of a port that is taken
         port = listener.getsockname()[1]
-    with _open_ray(address) as replica_ports, _stop_on_signals() as stop:  # in this order: Ray sets handlers too
+    with open_ray(address) as replica_ports, _stop_on_signals() as stop:  # in this order: Ray sets handlers too
         from ray import serve
 
         from lodestream.pipeline.serve.ray_endpoint import APPLICATION, make_application
@@ -106,7 +106,7 @@ def _refuse(what: str) -> ConfigError:
 
 
 @contextmanager
-def _open_ray(address: str) -> Iterator[range]:
+def open_ray(address: str) -> Iterator[range]:
     """A Ray that serves with HAProxy, and the ports of its replicas. One that starts here ends with the context."""
     with tempfile.TemporaryDirectory(prefix="lodestream-") as folder:
         replica_ports = _find_ports()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +30,8 @@ FEATURE_COLUMNS: Final = (
     "token_count",
     "density",
 )
+_RENDERED: Final = (*FEATURE_COLUMNS, "codes", "scale", "computed_at")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
 
 _JSON_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
@@ -38,21 +42,45 @@ def to_json(values: Any) -> bytes:
     return orjson.dumps(values, option=_JSON_OPTIONS)
 
 
-def render_document(read: DocumentRead, encoding: VectorEncoding) -> dict[str, Any]:
-    """The values of models.DocumentFeatures."""
-    stored = read.stored
-    if stored is None:
-        return {"id": read.doc_id, "status": read.status, "features": []}
-    return {
-        "id": read.doc_id,
-        "status": read.status,
-        "reason": stored.quarantine_reason,
-        "source": stored.source,
-        "source_version": stored.source_version,
-        "computed_at": stored.computed_at,
-        "lossy": stored.is_lossy,
-        "features": render_rows(stored.rows, encoding),
-    }
+def render_documents(reads: Sequence[DocumentRead], encoding: VectorEncoding) -> list[dict[str, Any]]:
+    """The values of models.DocumentFeatures, one for each read. The rows of all of them are gone through at once, which
+    takes a tenth of the time for many documents of a row each."""
+    tables = [read.stored.rows for read in reads if read.stored is not None and read.stored.rows.num_rows]
+    features: Iterator[dict[str, Any]] = iter(())
+    moments: Iterator[datetime] = iter(())
+    if tables:
+        rows = pa.concat_tables(tables).select(_RENDERED)
+        rows = rows if len(tables) == 1 else rows.combine_chunks()
+        features = iter(render_rows(rows, encoding))
+        moments = iter(_find_newest(rows, [table.num_rows for table in tables]))
+    values: list[dict[str, Any]] = []
+    for read in reads:
+        stored = read.stored
+        if stored is None:
+            values.append({"id": read.doc_id, "status": read.status, "features": []})
+            continue
+        num_rows = stored.rows.num_rows
+        values.append(
+            {
+                "id": read.doc_id,
+                "status": read.status,
+                "reason": stored.quarantine_reason,
+                "source": stored.source,
+                "source_version": stored.source_version,
+                "computed_at": next(moments) if num_rows else None,
+                "lossy": stored.is_lossy,
+                "features": list(islice(features, num_rows)),
+            }
+        )
+    return values
+
+
+def _find_newest(rows: pa.Table, sizes: Sequence[int]) -> list[datetime]:
+    """When the newest row of each run of rows was computed."""
+    times_us = rows.column("computed_at").to_numpy().astype("datetime64[us]").astype(np.int64)
+    newest = np.maximum.reduceat(times_us, np.cumsum([0, *sizes[:-1]]))
+    # Arrow makes a time of each row in five microseconds; there are few documents, and many rows.
+    return [_EPOCH + timedelta(microseconds=moment) for moment in newest.tolist()]
 
 
 def render_text(index: int, num_tokens: int, rows: pa.Table, encoding: VectorEncoding) -> dict[str, Any]:
@@ -85,8 +113,9 @@ def encode_vector(vector: NDArray[np.float32]) -> str:
 def read_codes(rows: pa.Table) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Codes int8 [N, D] and scales float16 [N] of feature rows, at least one."""
     column = rows.column("codes")
-    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    codes = np.concatenate(parts).reshape(rows.num_rows, column.type.list_size)
+    dim = column.type.list_size
+    parts = [chunk.values.to_numpy()[chunk.offset * dim : (chunk.offset + len(chunk)) * dim] for chunk in column.chunks]
+    codes = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(rows.num_rows, dim)
     return codes, rows.column("scale").to_numpy()
 
 
@@ -171,8 +200,8 @@ def _read_column(rows: pa.Table, kind: pa.DataType) -> pa.Array:
 
 def _as_values(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_float16(column.type):
-        return [round(float(value), 4) for value in column.to_numpy().tolist()]
-    values: list[Any] = column.to_pylist()
+        return [round(value, 4) for value in column.to_numpy().tolist()]
+    values: list[Any] = column.to_numpy().tolist() if pa.types.is_integer(column.type) else column.to_pylist()
     return values
 
 

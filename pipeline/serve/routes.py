@@ -39,7 +39,7 @@ from lodestream.pipeline.serve.rendering import (
     ARROW_STREAM,
     encode_vector,
     keep_granularities,
-    render_document,
+    render_documents,
     render_text,
     tabulate_documents,
     tabulate_texts,
@@ -111,7 +111,7 @@ def _add_feature_routes(router: APIRouter, service: Service) -> None:
             return to_arrow_stream(tabulate_documents(reads, body.encoding, empty=empty), _name(view))
 
         def render_json() -> bytes:
-            return to_json(_name(view) | {"results": [render_document(read, body.encoding) for read in reads]})
+            return to_json(_name(view) | {"results": render_documents(reads, body.encoding)})
 
         with notes.clock("render"):
             if wants_arrow(request):
@@ -140,7 +140,7 @@ def _add_feature_routes(router: APIRouter, service: Service) -> None:
                 "ids are paths below the source's folder, as search names them",
             )
         with notes.clock("render"):
-            content = to_json(render_document(read, encoding))
+            content = to_json(render_documents([read], encoding)[0])
         etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
         headers = {"etag": etag, "cache-control": "private, no-cache"}
         if _matches(request.headers.get("if-none-match", ""), etag):

@@ -40,7 +40,7 @@ from lodestream.storage.store import Snapshot
 T = TypeVar("T")
 
 _READ_THREADS: Final = 4
-_ROWS_AT_ONCE: Final = 64  # a millisecond or so of rendering: less than the way to another thread and back under load
+_ROWS_AT_ONCE: Final = 256  # a millisecond or so of rendering: less than the way to another thread and back under load
 _PARAGRAPHS: Final[tuple[Granularity, ...]] = ("paragraph",)
 
 
@@ -132,11 +132,25 @@ class Service:
     async def get_features(self, request: FeaturesRequest, notes: Notes) -> tuple[View, list[DocumentRead]]:
         """What a snapshot has of documents, in the order of the ids."""
         self.limits.check_ids(request.ids)
-        view, reads = await self._read(
-            request.snapshot, notes, lambda view: self._read_documents(view, request.ids, request.granularities)
-        )
+        found = self._find_held(request, notes)
+        if found is None:
+            found = await self._read(
+                request.snapshot, notes, lambda view: self._read_documents(view, request.ids, request.granularities)
+            )
+        view, reads = found
         notes.tiers.update(read.stored.tier for read in reads if read.stored is not None)
         return view, reads
+
+    def _find_held(self, request: FeaturesRequest, notes: Notes) -> tuple[View, list[DocumentRead]] | None:
+        """What memory has, without another thread: the way there and back takes longer than the answer."""
+        if not self.follower.has_open(request.snapshot):
+            return None
+        with notes.clock("read"), self.follower.pin(request.snapshot) as view:
+            held = self.rows.get_held(view.snapshot, request.ids, request.granularities)
+            if held is None:
+                return None
+            self._note(view, notes)
+            return view, [_describe_read(doc_id, held[doc_id]) for doc_id in request.ids]
 
     async def encode(self, request: EncodeRequest, notes: Notes) -> tuple[View, EncodedTexts]:
         """Features of texts; segments that the store has are not encoded."""
@@ -194,14 +208,7 @@ class Service:
         stored = self.rows.get(view.snapshot, doc_ids, granularities)
         missing = [doc_id for doc_id in doc_ids if doc_id not in stored]
         pending = self._find_pending(view, missing) if missing else frozenset()
-        reads = []
-        for doc_id in doc_ids:
-            found = stored.get(doc_id)
-            status: FeatureStatus = "PENDING" if doc_id in pending else "NOT_FOUND"
-            if found is not None:
-                status = "FOUND" if found.quarantine_reason is None else "QUARANTINED"
-            reads.append(DocumentRead(doc_id=doc_id, status=status, stored=found))
-        return reads
+        return [_describe_read(doc_id, stored.get(doc_id), is_pending=doc_id in pending) for doc_id in doc_ids]
 
     def _find_pending(self, view: View, doc_ids: Sequence[str]) -> frozenset[str]:
         """Documents that an unfinished run has written and not published."""
@@ -298,6 +305,13 @@ class Service:
                 "ask for less, or set serve.request_timeout",
                 retry_after_s=1,
             ) from None
+
+
+def _describe_read(doc_id: str, stored: StoredDocument | None, *, is_pending: bool = False) -> DocumentRead:
+    status: FeatureStatus = "PENDING" if is_pending else "NOT_FOUND"
+    if stored is not None:
+        status = "FOUND" if stored.quarantine_reason is None else "QUARANTINED"
+    return DocumentRead(doc_id=doc_id, status=status, stored=stored)
 
 
 def _require_encoding(view: View) -> Encoding:

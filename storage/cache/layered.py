@@ -77,6 +77,10 @@ class LayeredCache:
         self._memory.put(kind, key, found[1])
         return found[1], "disk"
 
+    def holds_in_memory(self, kind: str, key: bytes) -> bool:
+        """Whether ``get`` will most likely answer from memory, without waiting for a file."""
+        return self._memory.holds(kind, key)
+
     def put(self, kind: str, key: bytes, entry: Entry) -> None:
         """Hold an entry that the store or the encoder has just given."""
         self._memory.put(kind, key, entry)

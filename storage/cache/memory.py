@@ -69,6 +69,11 @@ class MemoryTier:
         held = self._classes.get(kind)
         return held.get(key) if held is not None else None
 
+    def holds(self, kind: str, key: bytes) -> bool:
+        """Whether the entry is held; this counts as no use of it."""
+        held = self._classes.get(kind)
+        return held is not None and held.holds(key)
+
     def put(self, kind: str, key: bytes, entry: Entry) -> None:
         """Hold an entry if it is worth others' place. One that is held already stays as it is."""
         held = self._classes.get(kind)
@@ -105,6 +110,10 @@ class _Class:
             self._eviction.use(key)
         rows = pa.ipc.read_record_batch(held.buffer, self._schema)
         return Entry(rows=rows, source=held.source, num_tokens=held.num_tokens, is_lossy=held.is_lossy)
+
+    def holds(self, key: bytes) -> bool:
+        with self._lock:
+            return key in self._entries
 
     def put(self, key: bytes, entry: Entry) -> None:
         buffer = entry.rows.serialize()

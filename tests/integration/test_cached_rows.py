@@ -64,6 +64,10 @@ def assert_true(rows: CachedRows, snapshot: Snapshot, granularities: Sequence[Gr
         assert document.rows.equals(expected[doc_id].rows)
         assert document.source_version == expected[doc_id].source_version
         assert not document.is_lossy
+    held = rows.get_held(snapshot, list(expected), granularities)
+    assert held is None or {name: document.rows for name, document in held.items()} == {
+        name: document.rows for name, document in expected.items()
+    }
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -149,3 +153,24 @@ def test_rows_of_four_bits_say_that_they_lost(tmp_path: Path) -> None:
         rows.prepare(snapshot, before=None)
         assert rows.get(snapshot, ["a.md"], ("sentence",))["a.md"].is_lossy == is_lossy
         keeper.close()
+
+
+def test_what_memory_has_is_given_without_waiting(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    snapshot = history.publish({"a.md": 2, "b.md": 1})
+    keeper = make_keeper(tmp_path / "cache")
+    rows = CachedRows(keeper)
+    rows.prepare(snapshot, before=None)
+    wanted = ("document", "sentence")
+    assert rows.get_held(snapshot, ["a.md", "b.md"], wanted) is None
+    assert not any(rows.count().values()), "what is not held counts when it is read"
+    expected = rows.get(snapshot, ["a.md", "b.md"], wanted)
+    held = rows.get_held(snapshot, ["a.md", "b.md"], wanted)
+    assert held is not None
+    for name, document in held.items():
+        assert document.tier == "memory" and document.rows.equals(expected[name].rows)
+    assert rows.count() == {"snapshot": 2, "memory": 2, "disk": 0, "miss": 0}
+    assert rows.get_held(snapshot, ["a.md", "unknown"], wanted) is None
+    assert rows.get_held(snapshot, ["a.md"], GRANULARITIES) is None, "paragraphs have no room in this cache"
+    assert rows.get_held(history.publish({"a.md": 1}), ["b.md"], wanted) is None, "not prepared"
+    keeper.close()
