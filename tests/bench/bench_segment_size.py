@@ -1,8 +1,8 @@
 """The size of segments: what is encoded again after edits, beside how well what is encoded is found.
 
 For each ``segment.target_tokens``: the share of edited and added documents' tokens in a segment never seen before, over
-twelve months of real edits of the PEPs (LODESTREAM_STREAMS, as bench_reencode.py has it), and retrieval with the
-default model over a sample of them: a document by its title (which is taken out of its text), and the first paragraph
+twelve months of real edits of the PEPs (as bench_reencode.py has it on file), and retrieval with the default model over
+a sample of them (LODESTREAM_STREAMS): a document by its title (which is taken out of its text), and the first paragraph
 below a heading by that heading, among all paragraphs of the sample. Headings that several documents have are left out.
 
 The control: windows of 512 tokens from a document's start, as sentence-transformers users cut; a document is the mean
@@ -16,32 +16,31 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
 import pyarrow as pa
-from bench_reencode import MAX_TOKENS, find_model, replay_stream
 from corpora import read_corpus
 from numpy.typing import NDArray
 
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
-from lodestream.actors.segment import SegmentOptions, outline_documents
-from lodestream.actors.tokenize import Tokenizer
+from lodestream.actors.segment import outline_documents
 from lodestream.kernels.packing import pack
 
 NAME = "segment_size"
 TARGETS = (1, 16, 32, 64, 128, 256)
 WINDOW = 512
-STREAM = "stream_peps_12m.parquet"
+CONTROL = "windows of 512"
+STREAMS = ("stream_peps_12m", "stream_rfcs_12m")
 MIN_CHARS, MAX_CHARS = 4_000, 30_000
 MIN_HEADING_CHARS = 8
 MAX_HEADINGS = 600
@@ -89,19 +88,27 @@ def main() -> None:
             questions = ask(featurizer, titles, texts, features)
         record(f"target_tokens {target}", target, questions, vectorise(features, len(texts)))
     assert questions is not None
-    record(f"windows of {WINDOW}", "control", questions, cut_windows(featurizer, texts))
-    tokenizer = Tokenizer.from_folder(find_model())
-    for target in arguments.targets:
-        options = SegmentOptions(max_tokens=MAX_TOKENS, target_tokens=target)
-        tally = replay_stream(Path(os.environ["LODESTREAM_STREAMS"]) / STREAM, tokenizer, options)
-        config = {"mean_segment_tokens": round(tally.base_tokens / tally.base_segments, 1)}
-        share = [tally.encoded_tokens / tally.edited_tokens]
-        harness.record(NAME, f"target_tokens {target}", "encoded_share", "1", share, x=target, config=config)
+    record(CONTROL, CONTROL, questions, cut_windows(featurizer, texts))
+    print_table(arguments.targets)
+
+
+def print_table(targets: Sequence[int]) -> None:
+    """Both sides, a line for each target, as docs/spans.md has them."""
+    lines = (harness.RESULTS / f"{NAME}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {(line["x"], line["metric"]): line["p50"] for line in map(json.loads, lines)}
+    metrics = sorted({metric for _, metric in found})
+    lines = (harness.RESULTS / "reencode.jsonl").read_text(encoding="utf-8").splitlines()
+    shares = {(line["provider"], line["x"]): line["p50"] for line in map(json.loads, lines)}
+    print("| target_tokens | encoded again, PEPs | RFCs |", " | ".join(metrics), "|")
+    for target in (*targets, CONTROL):
+        again = [shares.get((stream, target)) for stream in STREAMS]
+        cells = ["-" if share is None else f"{share:.1%}" for share in again]
+        print(f"| {target} |", " | ".join([*cells, *(f"{found[target, metric]:.3f}" for metric in metrics)]), "|")
 
 
 def sample(number: int) -> tuple[list[str], list[str]]:
     """Titles and texts of documents spread over the corpus, the title taken out of the text."""
-    _, corpus = read_corpus(STREAM)
+    _, corpus = read_corpus()
     usable = [text for text in corpus.values() if MIN_CHARS < len(text) < MAX_CHARS and _TITLE.search(text)]
     chosen = usable[:: max(1, len(usable) // number)][:number]
     titles = [" ".join(found[1].split()) for text in chosen if (found := _TITLE.search(text))]
