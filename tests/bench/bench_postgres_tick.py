@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench_empty_tick import fill_store
+from bench_empty_tick import COMPILED, fill_store
 from harness import record, start
 
 from lodestream.pipeline.config import load_config
@@ -99,7 +99,7 @@ def record_processes(provider: str, run: Callable[[], None], num_rows: int) -> N
 
 def refresh(folder: Path) -> None:
     """One refresh that finds nothing."""
-    done = run_command(folder, "refresh", "--json")
+    done = run_command(folder, "refresh", "--json", environ=COMPILED)
     documents = last_json(done)["documents"]
     assert done.returncode == 0 and documents["new"] == documents["changed"] == documents["deleted"] == 0, done.stdout
 
@@ -107,7 +107,7 @@ def refresh(folder: Path) -> None:
 def import_only() -> None:
     """A process that imports the command line, Arrow and the driver."""
     code = "import lodestream.pipeline.cli.app, pyarrow, adbc_driver_postgresql.dbapi"
-    subprocess.run([sys.executable, "-c", code], env=command_environ(), check=True)
+    subprocess.run([sys.executable, "-c", code], env=command_environ() | COMPILED, check=True)
 
 
 if __name__ == "__main__":
