@@ -144,13 +144,15 @@ def compare(dense: Sequence[torch.Tensor], sparse: Sequence[torch.Tensor]) -> tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--wired", action="store_true", help="what a run adds only, and keep what was measured before")
     arguments = parser.parse_args()
     corpus, texts = read_corpus()
     folder, sha256 = find_model(DEFAULT_MODEL)
     encoder = PackedEncoder(read_model_folder(folder, expected_sha256=sha256), precision="fp32")
     excerpts = read_documents(texts, Tokenizer.from_folder(folder), arguments.documents, encoder.max_tokens)
     dense = [encoder.encode(excerpt.batch) for excerpt in excerpts]
-    harness.start(NAME)
+    if not arguments.wired:
+        harness.start(NAME)
 
     def note(provider: str, sparse: list[torch.Tensor], kept: list[float]) -> None:
         documents, spans = compare(dense, sparse)
@@ -159,7 +161,7 @@ def main() -> None:
         harness.record(NAME, provider, "mean cosine of spans", "", [float(np.mean(spans))], config=config)
 
     for share in SHARES:
-        for ingredient in INGREDIENTS:
+        for ingredient in INGREDIENTS[-1:] if arguments.wired else INGREDIENTS:
             layers = SparseLayers(share=share, ingredient=ingredient)
             provider = f"{share:g} kept, {ingredient}"
             note(provider, [encoder.encode(excerpt.batch, attend=layers) for excerpt in excerpts], layers.kept)

@@ -15,7 +15,7 @@ from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe
 from lodestream.kernels.gpu_check.attention_oracle import make_inputs
-from lodestream.kernels.segment_attention import AttentionLayer
+from lodestream.kernels.segment_attention import AttentionLayer, DenseAttention
 from lodestream.kernels.sparse_attention import ErrorTally, SparseSegment, attend_sparsely
 
 
@@ -107,6 +107,16 @@ def test_an_error_that_is_no_number_climbs() -> None:
     q, k, v = make_smooth_inputs([700], [0.5])
     v[600] = float("nan")
     assert run_layers(make_plan(700, shares=(0.3,), bound=1e9), [(q, k, v)])[0].num_climbs == 1
+
+
+def test_layers_with_a_window_are_what_they_are_without_a_plan() -> None:
+    q, k, v = make_inputs(700, 32)
+    heads = torch.cat([q, k, v], 1)
+    layer = AttentionLayer(index=0, num_heads=q.shape[1], num_key_heads=q.shape[1], scale=32**-0.5, reach=64)
+    segment = SparseSegment(make_plan(700, shares=(0.3,), bound=0), num_layers=2)
+    wanted = DenseAttention([700], num_rows=700, dtype=torch.float32)(heads, layer)
+    assert torch.equal(segment(heads, layer), wanted)
+    assert segment.kept == [] and segment.num_climbs == 0, "a window is no part of the budget"
 
 
 def test_last_layer_is_dense_where_the_plan_says_so() -> None:
