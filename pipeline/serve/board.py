@@ -33,7 +33,8 @@ class Board:
         self._service = service
         self._metrics = metrics
         self._trend = Trend()
-        self._lock = threading.Lock()
+        self._status_lock = threading.Lock()
+        self._profile_lock = threading.Lock()
         self._status: dict[str, Any] = {}
         self._status_until = 0.0
         self._profile: SnapshotProfile | None = None
@@ -76,7 +77,7 @@ class Board:
 
     def read_status(self) -> dict[str, Any]:
         """What ``lodestream status --json`` prints, and ``serving``. May ask the store and the lease's server."""
-        with self._lock:
+        with self._status_lock:
             if time.monotonic() >= self._status_until:
                 self._status = self._read_store()
                 self._status_until = time.monotonic() + _KEEP_STATUS_S
@@ -113,7 +114,7 @@ class Board:
 
     def read_profile(self) -> SnapshotProfile | None:
         """What the latest snapshot is made of, of half a minute ago at most if there was a later one since."""
-        with self._lock:
+        with self._profile_lock:
             view = self._service.follower.latest
             if view is None:
                 return None

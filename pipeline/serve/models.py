@@ -8,9 +8,9 @@ endian), ``int8`` the stored codes in base64 with their ``scale`` (vector = code
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from lodestream.schema import GRANULARITIES, Granularity
 
@@ -22,6 +22,17 @@ SnapshotChoice = Literal["latest"] | Annotated[int, Field(ge=1, le=2**63 - 1)]
 VectorEncoding = Literal["float", "base64", "int8"]
 TextFormat = Literal["markdown", "rst", "text"]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+Item = TypeVar("Item")
+
+
+class FirstErrorOnly(FailFast):
+    """One wrong item of a list says enough: a million of them would make a million errors."""
+
+    __hash__ = object.__hash__  # unions of types want their members hashable
+
+
+Listed = Annotated[list[Item], FirstErrorOnly()]
 
 FeatureStatus = Literal["FOUND", "NOT_FOUND", "PENDING", "QUARANTINED"]
 """FOUND: its features are those of its last version seen. PENDING: an unfinished run has them, and will publish them.
@@ -43,7 +54,7 @@ class Answer(BaseModel):
 class FeaturesRequest(Request):
     """``POST /v1/features:get``"""
 
-    ids: list[DocumentId] = Field(min_length=1, description="Documents, as search names them.")
+    ids: Listed[DocumentId] = Field(min_length=1, description="Documents, as search names them.")
     granularities: list[Granularity] = Field(default=list(GRANULARITIES), min_length=1)
     snapshot: SnapshotChoice = "latest"
     encoding: VectorEncoding = "float"
@@ -90,7 +101,7 @@ class FeaturesAnswer(Answer):
 class EncodeRequest(Request):
     """``POST /v1/encode``: features of texts that need not be in the store."""
 
-    texts: list[str] = Field(min_length=1)
+    texts: Listed[str] = Field(min_length=1)
     text_format: TextFormat = "text"
     granularities: list[Granularity] = Field(default=list(GRANULARITIES), min_length=1)
     encoding: VectorEncoding = "float"
@@ -117,7 +128,7 @@ class EncodeAnswer(Answer):
 class EmbeddingsRequest(Request):
     """``POST /v1/embeddings``, in OpenAI's shape. ``input_type`` is ours: a query gets the model's prompt for it."""
 
-    input: str | list[str] = Field(description="One text, or several. Token ids are not taken.")
+    input: str | Listed[str] = Field(description="One text, or several. Token ids are not taken.")
     model: str = Field(description="The store's model, its last path part, or `lodestream`.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, description="If given, the width that the model has.")
@@ -153,7 +164,9 @@ class SearchRequest(Request):
     """``POST /v1/search``: the spans nearest to a text, or to a vector."""
 
     query: str | None = Field(default=None, min_length=1)
-    vector: list[float] | None = Field(default=None, min_length=1, description="Instead of a query; of any length > 0.")
+    vector: Listed[float] | None = Field(
+        default=None, min_length=1, description="Instead of a query; of any length > 0."
+    )
     limit: int = Field(default=10, ge=1, le=MAX_HITS)
     granularity: Granularity = "paragraph"
     min_density: Share | None = None
@@ -194,8 +207,8 @@ class SearchAnswer(Answer):
 class DensityRequest(Request):
     """``POST /v1/density``: how dense the paragraphs of texts, or of stored documents, are."""
 
-    texts: list[str] | None = Field(default=None, min_length=1)
-    ids: list[DocumentId] | None = Field(default=None, min_length=1)
+    texts: Listed[str] | None = Field(default=None, min_length=1)
+    ids: Listed[DocumentId] | None = Field(default=None, min_length=1)
     text_format: TextFormat = "text"
     snapshot: SnapshotChoice = "latest"
 

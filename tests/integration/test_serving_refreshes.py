@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from lodestream.pipeline import versions
 from lodestream.storage.store import FeatureStore
 from tests.support.served import DOCUMENTS, Served, serve_http, stage, wait_until
 from tests.support.workspace import Workspace
@@ -35,11 +36,11 @@ def test_publishing_every_second_under_load(tmp_path: Path) -> None:
         wait_until(lambda: served.service.follower.latest.record.sequence == last)  # type: ignore[union-attr]
         wait_until(lambda: len(served.service.follower._views) == 1)
     by_snapshot: dict[int, set[str]] = {}
-    for snapshot, versions in answers:
-        by_snapshot.setdefault(snapshot, set()).update(versions)
-    assert all(len(versions) == 1 for versions in by_snapshot.values()), by_snapshot
+    for snapshot, found in answers:
+        by_snapshot.setdefault(snapshot, set()).update(found)
+    assert all(len(found) == 1 for found in by_snapshot.values()), by_snapshot
     assert len(by_snapshot) >= 3, "too few snapshots were seen to tell anything"
-    assert len({version for versions in by_snapshot.values() for version in versions}) == len(by_snapshot)
+    assert len({version for found in by_snapshot.values() for version in found}) == len(by_snapshot)
 
 
 def publish(store: FeatureStore, stop: threading.Event) -> None:
@@ -73,3 +74,36 @@ async def load(served: Served, duration_s: float) -> list[tuple[int, set[str]]]:
     async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
         await asyncio.gather(*(ask(client, worker) for worker in range(WORKERS)))
     return answers
+
+
+def test_a_promoted_version_is_served_with_its_own_model(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path, DOCUMENTS)
+    workspace.run()
+    other = "segment.max_tokens=64"
+    with serve_http(workspace.load("serve.poll_interval=100ms")) as served:
+        stop = threading.Event()
+        statuses: list[tuple[int, str]] = []
+
+        def search() -> None:
+            while not stop.is_set():
+                answer = served.client.post("/v1/search", json={"query": "sheep and wool"})
+                statuses.append((answer.status_code, answer.text if answer.status_code != 200 else ""))
+
+        asking = threading.Thread(target=search)
+        asking.start()
+        before = served.service.encoding
+        versions.add(workspace.load(other), "other")
+        versions.promote(workspace.load(other), "other")
+        wanted = FeatureStore.open(str(workspace.store)).pointer().feature_version
+        wait_until(lambda: served.service.follower.latest.record.feature_version == wanted)  # type: ignore[union-attr]
+        answer = served.client.post("/v1/search", json={"query": "sheep and wool"})
+        stop.set()
+        asking.join()
+        after = served.service.encoding
+        assert served.service.follower.trouble is None
+    assert {status for status, _ in statuses} == {200}, [text for _, text in statuses if text][:3]
+    assert answer.json()["feature_version"] == wanted
+    assert answer.json()["hits"][0]["doc_id"] == "wool.md"
+    assert before is not None
+    assert after is not None
+    assert before.featurizer.feature_version != after.featurizer.feature_version == wanted
