@@ -118,7 +118,7 @@ def choose_edited(base: Tick, ticks: Sequence[Tick], number: int) -> tuple[Tick,
 @contextlib.contextmanager
 def open_source(kind: str, folder: Path, text_format: str) -> Iterator[Replayed]:
     """An empty folder, or a table of a server of its own."""
-    workspace = Workspace.create(folder)
+    workspace = Workspace.create(folder, {}, "encoder.num_threads=1")
     if kind != "table":
         yield Files(workspace)
         return

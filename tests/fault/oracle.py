@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -53,7 +54,7 @@ def main() -> None:
     """Runs the histories that the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("number", type=int, nargs="?", default=10_000)
-    parser.add_argument("--workers", type=int, default=1, help="processes that work at once")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that work at once")
     parser.add_argument("--replay", type=int, metavar="SEED", help="one block once more; nothing is recorded")
     arguments = parser.parse_args()
     if arguments.replay is not None:

@@ -21,7 +21,7 @@ def test_weeks_of_edits_end_as_a_rebuild(
     ticks = ticks[:NUM_TICKS]
     edited = {name for tick in ticks for name in (*tick.texts, *tick.deleted)}
     base = base.restrict(edited | set(sorted(base.texts.keys() - edited)[:NUM_UNTOUCHED]))
-    workspace = Workspace.create(tmp_path / "work")
+    workspace = Workspace.create(tmp_path / "work", {}, "encoder.num_threads=1")
     replayed: Replayed = Files(workspace)
     if kind == "table":
         replayed = TableRows(workspace, request.getfixturevalue("postgres_url"), "rst")

@@ -24,7 +24,7 @@ from lodestream.pipeline.report import RunReport
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import Snapshot
 from tests.support.postgres import TABLE, connect
-from tests.support.toy_encoder import load_toy_encoder
+from tests.support.toy_encoder import load_lookup_encoder
 from tests.support.workspace import VOLATILE_COLUMNS, Workspace
 
 
@@ -167,7 +167,7 @@ def _count(report: RunReport, at_s: int, cpu_s: float) -> Refreshed:
 def counting_encoder() -> Iterator[None]:
     """Within it runs load the encoder of the tests: it counts as the real one does and costs next to nothing."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(encoder, "load_encoder", load_toy_encoder)
+        patches.setattr(encoder, "load_encoder", load_lookup_encoder)
         yield
 
 
