@@ -24,9 +24,9 @@ READS_A_COMMIT = 100
 def list_traces() -> dict[str, Callable[[], Trace]]:
     """The traces by name; those of real edits where their folder is given."""
     traces: dict[str, Callable[[], Trace]] = {
-        "zipf": lambda: zipf_trace(num_names=20_000, length=200_000),
-        "zipf + scan": lambda: scan_trace(num_names=20_000, length=200_000, every=20_000, scan=10_000),
-        "shifting": lambda: shifting_trace(num_names=20_000, length=200_000, phases=10),
+        "zipf": zipf_trace,
+        "zipf + scan": scan_trace,
+        "shifting": shifting_trace,
     }
     for path in sorted(Path(os.environ.get("LODESTREAM_STREAMS") or "/nowhere").glob("stream_*.parquet")):
         traces[f"edits {path.stem}"] = lambda path=path: edits_trace(path, reads_a_commit=READS_A_COMMIT)
