@@ -1,4 +1,4 @@
-"""Linear layers on a CPU through oneDNN with weights packed once, and a plain fallback where torch lacks the operators.
+"""Linear layers: on a CPU through oneDNN with weights packed once, plain ones on a GPU and where torch lacks that.
 
 The operators are private to torch, so that they are tried at load and compared with ``F.linear`` before they are used.
 """
@@ -50,7 +50,8 @@ class PackedLinear:
         weight = weight.to(dtype).contiguous()
         self._bias = None if bias is None else bias.to(dtype).contiguous()
         self._activation = activation
-        self._packed = _pack_weight(weight) if _is_right(*weight.shape, dtype, activation) else None
+        is_here = weight.device.type == "cpu"
+        self._packed = _pack_weight(weight) if is_here and _is_right(*weight.shape, dtype, activation) else None
         self._weight = weight if self._packed is None else None
 
     @property

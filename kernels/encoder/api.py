@@ -57,24 +57,27 @@ def load_encoder(
     *,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     expected_sha256: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Encoder:
     """Loads the encoder of a model folder.
 
     Args:
         model: a checked folder, or one to check (see weights.read_model_folder).
-        precision: "auto" takes native_precision().
+        precision: "auto" takes native_precision(), on a GPU bf16.
         expected_sha256: the hash that the weights of a folder to check must have, hex.
+        device: where it computes and leaves the states. On a GPU it is not held to the protocol yet: see PackedEncoder.
 
     Raises:
         ModelError: the folder is not usable.
         ConfigError: bf16 is asked for on a processor without it.
     """
-    chosen = native_precision() if precision == "auto" else precision
-    if chosen == "bf16" and native_precision() != "bf16":
+    native = native_precision() if torch.device(device).type == "cpu" else "bf16"
+    chosen = native if precision == "auto" else precision
+    if chosen == "bf16" and native != "bf16":
         raise ConfigError(
             "encoder.precision = bf16, but this processor has neither avx512_bf16 nor amx_bf16",
             "set encoder.precision to auto or fp32",
         )
     if isinstance(model, Path):
         model = read_model_folder(model, expected_sha256=expected_sha256)
-    return PackedEncoder(model, precision=chosen)
+    return PackedEncoder(model, precision=chosen, device=device)

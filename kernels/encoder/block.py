@@ -13,6 +13,7 @@ import torch
 from lodestream.kernels.add_norm.api import add_norm
 from lodestream.kernels.architectures.description import EncoderDescription, MlpKind
 from lodestream.kernels.encoder.tensors import ModelTensors
+from lodestream.kernels.glu.api import glu
 from lodestream.kernels.glu.kinds import Activation
 from lodestream.kernels.linear import PackedLinear
 from lodestream.kernels.norm import Norm
@@ -48,17 +49,21 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """``gate`` is None where the MLP has no second half; an activation is part of its linear."""
+    """``gate`` is None where the MLP has no second half, or where ``inner`` gives the activated half and the other side
+    by side; ``activation`` is what is then done to them. Elsewhere an activation is part of its linear."""
 
     inner: PackedLinear
     gate: PackedLinear | None
     outer: PackedLinear
+    activation: Activation | None = None
 
     def __call__(self, branch_RC: torch.Tensor) -> torch.Tensor:
         """[R, C] in the dtype of ``branch_RC``."""
         inner_RI = self.inner(branch_RC)
         if self.gate is not None:
             inner_RI.mul_(self.gate(branch_RC))
+        if self.activation is not None:
+            inner_RI = glu(inner_RI, self.activation, activated="first")
         return self.outer(inner_RI)
 
 
@@ -138,9 +143,17 @@ def read_attention(
     )
 
 
-def read_mlp(tensors: ModelTensors, description: EncoderDescription, index: int, *, dtype: torch.dtype) -> Mlp:
-    """Takes the weights of a layer's MLP. The halves of a gated one become two linears, whatever their order in the
-    file: the activation is then part of the gate's, and no pass of its own."""
+def read_mlp(
+    tensors: ModelTensors,
+    description: EncoderDescription,
+    index: int,
+    *,
+    dtype: torch.dtype,
+    joins_halves: bool,
+) -> Mlp:
+    """Takes the weights of a layer's MLP. On a CPU the halves of a gated one become two linears, whatever their order
+    in the file: the activation is then part of the gate's, and no pass of its own. On a GPU they are joined: one
+    product, and one pass for activation and gate."""
     d = description
     name = f"layers.{index}.mlp"
     outer = tensors.linear((f"{name}.out",), (d.dim,), d.inner_dim, bias=d.mlp_out_bias, dtype=dtype)
@@ -152,6 +165,10 @@ def read_mlp(tensors: ModelTensors, description: EncoderDescription, index: int,
     for order in ("gate_up", "up_gate"):
         if f"{name}.{order}.weight" in tensors:
             tensors.split(f"{name}.{order}", [f"{name}.{half}" for half in order.split("_")])
+    if joins_halves:
+        halves = (f"{name}.gate", f"{name}.up")
+        inner = tensors.linear(halves, (d.inner_dim,) * 2, d.dim, bias=d.mlp_in_bias, dtype=dtype)
+        return Mlp(inner=inner, gate=None, outer=outer, activation=_GATES[d.mlp])
     gate, up = (
         tensors.linear(
             (f"{name}.{half}",), (d.inner_dim,), d.dim, bias=d.mlp_in_bias, dtype=dtype, activation=activation

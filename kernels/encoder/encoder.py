@@ -1,4 +1,4 @@
-"""The encoder on a CPU: packed segments in, token states out.
+"""The encoder: packed segments in, token states out.
 
 Segments lie end to end without padding; linears run over all tokens of a batch at once, attention inside each segment.
 
@@ -17,6 +17,7 @@ from lodestream.kernels.architectures.registry import ARCHITECTURES
 from lodestream.kernels.embed_norm.api import embed_norm
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
 from lodestream.kernels.encoder.block import Block, read_attention, read_mlp
+from lodestream.kernels.encoder.block_attention import BlockAttention
 from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.encoder.tensors import ModelTensors
 from lodestream.kernels.linear import MIN_ROWS
@@ -41,9 +42,13 @@ class PackedEncoder:
 
     Numerics: fp32 keeps all in float32. bf16 rounds the inputs of every linear and of attention to bfloat16, and keeps
     sums, norms and the residual stream in float32: cosine to fp32 above .9999.
+
+    On a GPU the fused operators serve. No GPU has run it yet: whether its products give a row the same bits in every
+    batch is what ``kernels.gpu_check --model`` finds out.
     """
 
-    def __init__(self, model: ModelFolder, *, precision: Precision) -> None:
+    def __init__(self, model: ModelFolder, *, precision: Precision, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
         self.description = model.description
         self.dim = model.description.dim
         self.max_tokens = model.max_positions
@@ -53,17 +58,17 @@ class PackedEncoder:
             weights_sha256=model.weights_sha256,
             architecture=model.architecture,
             precision=precision,
-            engine=ENGINE,
+            engine=ENGINE if self._device.type == "cpu" else f"torch-{self._device.type}",
             states_version=STATES_VERSION,
         )
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        tensors = ModelTensors(model.path, load_tensors(model), ARCHITECTURES[model.architecture])
+        tensors = ModelTensors(model.path, load_tensors(model), ARCHITECTURES[model.architecture], device=device)
         self._tables = _read_tables(tensors, self.description)
-        self._first_norm, self._blocks = _read_blocks(tensors, self.description, self._dtype)
+        self._first_norm, self._blocks = _read_blocks(tensors, self.description, self._dtype, self._device)
         tensors.close()
 
     def encode(self, batch: PackedBatch, *, attend: Attend | None = None) -> torch.Tensor:
-        """float32 [T, C]: the states of all tokens.
+        """float32 [T, C] on the encoder's device: the states of all tokens.
 
         Args:
             batch: the segments.
@@ -77,22 +82,36 @@ class PackedEncoder:
         num_rows = plan_rows(batch.num_tokens)
         with torch.inference_mode():
             if attend is None:
-                attend = DenseAttention(lengths, num_rows=num_rows, dtype=self._dtype)
-            branch_RC, stream_RC = self._embed(batch, num_rows)
-            positions_R = F.pad(batch.positions_T, (0, num_rows - batch.num_tokens))
+                attend = self._plan_attention(lengths, num_rows)
+            token_ids_T, positions_T = (self._place(part) for part in (batch.token_ids_T, batch.positions_T))
+            branch_RC, stream_RC = self._embed(token_ids_T, positions_T, num_rows)
+            positions_R = F.pad(positions_T, (0, num_rows - batch.num_tokens))
             last = len(self._blocks) - 1
             for index, block in enumerate(self._blocks):
                 dtype = torch.float32 if index == last else self._dtype
                 branch_RC, stream_RC = block(branch_RC, stream_RC, positions_R, attend, dtype=dtype)
         return branch_RC[: batch.num_tokens]
 
-    def _embed(self, batch: PackedBatch, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plan_attention(self, lengths: list[int], num_rows: int) -> Attend:
+        if self._device.type == "cpu":
+            return DenseAttention(lengths, num_rows=num_rows, dtype=self._dtype)
+        return BlockAttention(lengths, num_rows=num_rows)
+
+    def _place(self, values_T: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return values_T
+        # Only from pinned memory does a copy not wait for what the device does.
+        return values_T.pin_memory().to(self._device, non_blocking=True)
+
+    def _embed(
+        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, num_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         d = self.description
         return embed_norm(
-            batch.token_ids_T,
+            token_ids_T,
             self._tables,
             self._first_norm,
-            positions_T=None if d.first_position is None else batch.positions_T,
+            positions_T=None if d.first_position is None else positions_T,
             stream="normed" if d.has_embedding_norm else "sum",
             dtype=self._dtype,
             num_rows=num_rows,
@@ -125,9 +144,11 @@ def _read_tables(tensors: ModelTensors, d: EncoderDescription) -> EmbeddingTable
     )
 
 
-def _read_blocks(tensors: ModelTensors, d: EncoderDescription, dtype: torch.dtype) -> tuple[Norm, list[Block]]:
+def _read_blocks(
+    tensors: ModelTensors, d: EncoderDescription, dtype: torch.dtype, device: torch.device
+) -> tuple[Norm, list[Block]]:
     """The norm of the embeddings, or of the first block where that comes next, and the blocks."""
-    tables = {kind: _tabulate(kind, d) for kind in {layer.rotary for layer in d.layers} if kind is not None}
+    tables = {kind: _tabulate(kind, d, device) for kind in {layer.rotary for layer in d.layers} if kind is not None}
 
     def read_norm(name: str) -> Norm:
         return tensors.norm(name, d.dim, d.norm)
@@ -152,7 +173,7 @@ def _read_blocks(tensors: ModelTensors, d: EncoderDescription, dtype: torch.dtyp
                 attention=read_attention(tensors, d, index, rotary=rotary, dtype=dtype),
                 attention_update_norm=update_norms[0],
                 after_attention=_require(after_attention[index]),
-                mlp=read_mlp(tensors, d, index, dtype=dtype),
+                mlp=read_mlp(tensors, d, index, dtype=dtype, joins_halves=device.type != "cpu"),
                 mlp_update_norm=update_norms[1],
                 after_mlp=_require(after_mlp[index]),
                 stream="normed" if d.norm_place == "after" else "sum",
@@ -166,7 +187,7 @@ def _require(norm: Norm | None) -> Norm:
     return norm
 
 
-def _tabulate(kind: RotaryKind, d: EncoderDescription) -> RotaryTable:
+def _tabulate(kind: RotaryKind, d: EncoderDescription, device: torch.device) -> RotaryTable:
     places_R = torch.arange(0, d.head_dim, 2, dtype=torch.int64).float()
     frequencies_R = 1.0 / (kind.theta ** (places_R / d.head_dim)) / kind.factor
-    return tabulate_angles(frequencies_R, num_positions=d.max_tokens)
+    return tabulate_angles(frequencies_R, num_positions=d.max_tokens, device=device)

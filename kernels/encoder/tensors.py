@@ -23,8 +23,16 @@ _LAYER_MARK: Final = "{i}"
 class ModelTensors:
     """Tensors that are taken one by one. What nobody has taken in the end was not understood: ``close`` says so."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, torch.Tensor],
+        architecture: Architecture,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._path = path
+        self._device = device
         self._tensors: dict[str, torch.Tensor] = {}
         self._files: dict[str, str] = {}
         self._unknown: list[str] = []
@@ -41,7 +49,7 @@ class ModelTensors:
         return name in self._tensors
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        """The tensor, as it is stored.
+        """The tensor as it is stored, on the device.
 
         Raises:
             ModelError: it is missing, or of another shape.
@@ -58,7 +66,7 @@ class ModelTensors:
                 f"by config.json it is {list(shape)}",
                 "config.json and the weights do not belong together: install or copy the model again",
             )
-        return tensor
+        return tensor.to(self._device)
 
     def split(self, name: str, halves: Sequence[str]) -> None:
         """Gives the halves of a module's rows names of their own."""

@@ -1,6 +1,6 @@
 """Checks and times every kernel on the GPU of this machine.
 
-    python -m lodestream.kernels.gpu_check [--only attention rope] [--output gpu_check.jsonl] [--no-times]
+    python -m lodestream.kernels.gpu_check [--only attention rope] [--model FOLDER] [--output FILE] [--no-times]
     python -m lodestream.kernels.gpu_check --interpret      the same script without a GPU, tiny and untimed
 
 Exit codes: 0 all results are right, 1 some are not, 2 there is nothing to run on.
@@ -51,6 +51,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Results of every kernel against float64, its time against the best dense form that is present.",
     )
     parser.add_argument("--only", nargs="+", choices=KERNELS, default=KERNELS, help="kernels to run")
+    parser.add_argument("--model", type=Path, help="a model folder: its encoder is checked as well")
     parser.add_argument("--output", type=Path, default=Path("gpu_check.jsonl"), help="the benchmark file")
     parser.add_argument("--rounds", type=int, default=30, help="how often each form is timed")
     parser.add_argument("--no-times", action="store_true", help="results only")
@@ -70,23 +71,25 @@ def _run(options: argparse.Namespace) -> int:
         device=torch.device("cpu" if options.interpret else "cuda"), rounds=0 if options.interpret else options.rounds
     )
     print(f"{target.name}; torch {torch.__version__}")
-    failures = _check(target, options.only)
+    failures = _check(target, options)
     if not options.no_times:
         failures += _time(target, options)
     print("\n".join(failures) or "all results are right")
     return 1 if failures else 0
 
 
-def _check(target: Target, kernels: Sequence[str]) -> list[str]:
+def _check(target: Target, options: argparse.Namespace) -> list[str]:
     """Runs the checks and returns what is wrong. A kernel that does not even run is no reason to leave the others out:
     machines with a GPU are not had every day."""
     from lodestream.kernels.gpu_check.correctness import list_checks
+    from lodestream.kernels.gpu_check.encoder import list_encoder_checks
 
+    checks = [check for check in list_checks(target) if check.kernel in options.only]
+    if options.model is not None:
+        checks += list_encoder_checks(target, options.model)
     worst: dict[str, list[float]] = {}
     failures = []
-    for check in list_checks(target):
-        if check.kernel not in kernels:
-            continue
+    for check in checks:
         try:
             excess = check.measure()
         except Exception as error:

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lodestream.kernels.encoder import load_encoder
+from lodestream.kernels import linear
+from lodestream.kernels.encoder import block, load_encoder
+from lodestream.kernels.encoder import encoder as encoder_module
+from lodestream.kernels.encoder.block_attention import BlockAttention
 from lodestream.kernels.packing import pack
 from lodestream.kernels.precision import native_precision
 from tests.support.tiny_configs import Form
@@ -53,6 +56,23 @@ def test_states_are_those_of_transformers(tmp_path: Path, name: str, form: Form)
     assert float(torch.cosine_similarity(found, wanted).min()) >= 0.99999
     # Some hundred float32 additions in another order; GELU by tanh in the place of erf is sixty times that.
     assert float((found - wanted).abs().max()) <= 3e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_the_same_in_the_form_for_gpus(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined halves of the MLP, plain linears, attention by the block operator: all of it but the device."""
+
+    def read_joined(*arguments: Any, joins_halves: bool, **options: Any) -> Any:
+        assert not joins_halves, "on a CPU"
+        return block.read_mlp(*arguments, joins_halves=True, **options)
+
+    monkeypatch.setattr(encoder_module, "read_mlp", read_joined)
+    monkeypatch.setattr(linear, "_is_right", lambda *shape: False)
+    write_model(tmp_path, name, "published")
+    encoder: Any = load_encoder(tmp_path, precision="fp32")
+    attend = BlockAttention(LENGTHS, num_rows=encoder_module.plan_rows(sum(LENGTHS)))
+    found = encoder.encode(pack([draw_token_ids(length) for length in LENGTHS]), attend=attend)
+    assert float((found - read_states(name)).abs().max()) <= 3e-5
 
 
 @needs_bf16

@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from lodestream.kernels.encoder.encoder import PackedEncoder
 from lodestream.kernels.gpu_check import correctness
 from lodestream.kernels.gpu_check.__main__ import KERNELS, main
 from lodestream.kernels.gpu_check.correctness import Check
+from lodestream.kernels.gpu_check.encoder import list_encoder_checks
 from lodestream.kernels.gpu_check.oracle import Expected, measure_excess
 from lodestream.kernels.gpu_check.report import Report, find_fraction
 from lodestream.kernels.gpu_check.target import Roofs, Target, measure_roofs
+from lodestream.kernels.packing import PackedBatch
+from tests.support.tiny_models import write_model
 from tests.support.triton_process import needs_triton
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -66,6 +70,24 @@ def test_wrong_results_end_with_1(
     printed = capsys.readouterr().out
     assert message in printed
     assert "glu" not in printed
+
+
+def test_an_encoder_is_held_to_the_cpu(tmp_path: Path) -> None:
+    write_model(tmp_path, "modernbert", "published")
+    checks = list(list_encoder_checks(Target(device=torch.device("cpu"), rounds=0), tmp_path))
+    assert [check.measure() <= 1 for check in checks] == [True, True]
+
+
+def test_an_encoder_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path, "modernbert", "published")
+    encode, calls = PackedEncoder.encode, iter(range(99))
+
+    def encode_otherwise(self: PackedEncoder, batch: PackedBatch) -> torch.Tensor:
+        return encode(self, batch) + 0.01 * next(calls)
+
+    monkeypatch.setattr(PackedEncoder, "encode", encode_otherwise)
+    checks = list(list_encoder_checks(Target(device=torch.device("cpu"), rounds=0), tmp_path))
+    assert [check.measure() <= 1 for check in checks] == [False, False]
 
 
 def test_errors_are_shares_of_the_budget() -> None:

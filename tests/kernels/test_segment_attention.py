@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from lodestream.kernels.segment_attention import AttentionLayer, DenseAttention
+from lodestream.kernels.encoder.block_attention import BlockAttention
+from lodestream.kernels.segment_attention import Attend, AttentionLayer, DenseAttention
 
 LENGTHS = (1, 15, 16, 127, 128, 129, 300, 517, 300)
 HEADS, DIM = 4, 32
@@ -42,13 +43,16 @@ def attend_plainly(heads_TND: torch.Tensor, layer: AttentionLayer) -> torch.Tens
     return (torch.softmax(logits, -1) @ v).transpose(0, 1).flatten(1)
 
 
+@pytest.mark.parametrize("form", ["segments", "blocks"])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_equals_softmax(name: str) -> None:
+def test_equals_softmax(name: str, form: str) -> None:
     layer = LAYERS[name]
     generator = torch.Generator().manual_seed(0)
     num_rows = sum(LENGTHS) + 11
     heads_RND = torch.randn(num_rows, HEADS + 2 * layer.num_key_heads, DIM, generator=generator)
-    attend = DenseAttention(LENGTHS, num_rows=num_rows, dtype=torch.float32)
+    attend: Attend = BlockAttention(LENGTHS, num_rows=num_rows)
+    if form == "segments":
+        attend = DenseAttention(LENGTHS, num_rows=num_rows, dtype=torch.float32)
     found = attend(heads_RND, layer)
     assert bool(torch.isfinite(found).all())
     start = 0
