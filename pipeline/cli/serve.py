@@ -48,7 +48,10 @@ def serve(
     loaded = load(config, [*(overrides or ()), *given])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
+    announced: list[str] = []
+
     def announce(url: str, readiness: Readiness) -> None:
+        announced.append(url)
         if as_json:
             output.print_json({"url": url, **readiness.model_dump()}, compact=True)
         else:
@@ -56,16 +59,19 @@ def serve(
             typer.echo(f"  open {url} for the status page; API: {url}/openapi.json; Ctrl-C ends")
         sys.stdout.flush()
 
-    if ray:
-        from lodestream.pipeline.serve.ray_server import run_ray_server
+    try:
+        if ray:
+            from lodestream.pipeline.serve.ray_server import run_ray_server
 
-        run_ray_server(loaded, replicas=replicas, announce=announce)
-    else:
-        from lodestream.pipeline.serve.server import run_server
+            run_ray_server(loaded, replicas=replicas, announce=announce)
+        else:
+            from lodestream.pipeline.serve.server import run_server
 
-        run_server(loaded, announce)
-    if not as_json:
-        typer.echo("stopped: all requests that were under way have ended")
+            run_server(loaded, announce)
+    finally:
+        # uvicorn drains, and then raises the signal anew.
+        if announced and not as_json:
+            typer.echo("stopped")
 
 
 def _check_packages(names: Sequence[str], extras: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from lodestream.errors import DeadlineExceeded, Overloaded
-from lodestream.pipeline.serve import models
+from lodestream.errors import DeadlineExceeded, Overloaded, StoreUnreachable
+from lodestream.pipeline import status
+from lodestream.pipeline.serve import follower, models
 from lodestream.pipeline.serve.access import Access
 from lodestream.pipeline.serve.gate import Gate
 from tests.support.http_fixtures import expect_problem
@@ -201,3 +203,42 @@ def test_what_documents_say_is_escaped(tmp_path: Path) -> None:
         page = served.client.get("/").text
     assert "&lt;script&gt;" in page
     assert "<script" not in page
+
+
+# ---- trouble ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_reached_degrades_and_takes_nothing_away(
+    http_workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreUnreachable("the bucket gives no answer", "look at the network")
+
+    with serve_http(http_workspace.load(POLL)) as served:
+        client = served.client
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        monkeypatch.setattr(follower, "read_pointer", fail)
+        monkeypatch.setattr(status, "read_pointer", fail)
+        wait_until(lambda: client.get("/readyz").json()["status"] == "degraded")
+        assert client.get("/readyz").status_code == 200
+        assert "the bucket gives no answer; next: look at the network" in client.get("/readyz").json()["reason"]
+        assert client.get("/v1/features/wool.md").status_code == 200
+        assert client.post("/v1/search", json={"query": "sheep"}).status_code == 200
+        assert "lodestream_degraded 1.0" in client.get("/metrics").text
+        time.sleep(1.1)  # what was read of the status is kept for a second
+        told = client.get("/v1/status").json()
+        assert told["health"] == "degraded"
+        assert "the bucket gives no answer" in told["reason"]
+        assert told["snapshot"]["sequence"] == 1
+        assert "the bucket gives no answer" in client.get("/").text
+        monkeypatch.undo()
+        wait_until(lambda: client.get("/readyz").json()["status"] == "ready")
+
+
+def test_what_lags_behind_its_target_is_degraded(http_workspace: Workspace) -> None:
+    with serve_http(http_workspace.load(POLL, "refresh.freshness_target=1ms")) as served:
+        wait_until(lambda: served.client.get("/readyz").status_code == 200)
+        assert served.client.get("/readyz").json()["status"] == "degraded"
+        page = served.client.get("/").text
+    assert "docs lags by" in page
+    assert 'class="value late"' in page
