@@ -40,7 +40,7 @@ class CatalogEntry:
 class Catalog:
     """The documents of a snapshot, sorted by name. Immutable; safe for many threads.
 
-    Cost: about 150 bytes of memory a document; a second for a million to read.
+    Cost: about 150 bytes of memory a document.
     """
 
     def __init__(self, rows: pa.RecordBatch) -> None:
