@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lodestream.kernels.architectures.description import EncoderDescription
-from lodestream.kernels.attention.budget import HEAD_DIMS, SegmentPlan, cut_segment, plan_segment, step_rows
+from lodestream.kernels.attention.budget import HEAD_DIMS, SegmentPlan, cut_segment, find_exact_rows, plan_segment
 from lodestream.kernels.attention.gate import GateTable, find_gate
 
 AttentionMode = Literal["auto", "dense", "sparse"]
@@ -116,7 +116,7 @@ class AttentionPolicy:
         density_T[num_around[0] : num_tokens - num_around[1]] = np.repeat(density_P[inside], sizes)
         return plan_segment(
             num_tokens,
-            step_rows(density_T, cut_segment(num_tokens), exact_density=level.exact_density),
+            find_exact_rows(density_T, cut_segment(num_tokens), exact_density=level.exact_density),
             shares=level.shares,
             bound=level.bound,
             last_dense=level.last_dense,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lodestream.kernels.attention.api import Attended, attend
-from lodestream.kernels.attention.budget import FLOOR_STEPS, SegmentPlan
+from lodestream.kernels.attention.budget import SegmentPlan
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import SampledError
 from lodestream.kernels.attention.error_bins import BINS_PER_DOUBLING, NUM_BINS, SMALLEST_EXPONENT, summarise_bins
@@ -75,7 +75,7 @@ class SparseSegment:
         self.kept: list[float] = []
         """Share of the pairs that each layer without a window computed exactly in the end."""
         self._layout = plan_blocks([plan.cut.num_tokens], query_block=plan.cut.query_block)
-        self._floor_R = torch.tensor(plan.floor_steps, dtype=torch.float32) / FLOOR_STEPS
+        self._floor_R = torch.tensor(plan.exact_rows, dtype=torch.float32)
         self._rung = 0
         self._dense: DenseAttention | None = None
 

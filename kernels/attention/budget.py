@@ -19,9 +19,6 @@ from lodestream.kernels.attention.gate import GateTable
 
 HEAD_DIMS: Final = (32, 64, 128)
 KEY_BLOCK: Final = 64
-FLOOR_STEPS: Final = 4
-"""Floors of a row's share are multiples of 1 / FLOOR_STEPS: a fingerprint depends on the step alone."""
-
 _SHORT_TOKENS: Final = 1024
 
 
@@ -67,18 +64,20 @@ def cut_segment(num_tokens: int) -> SegmentCut:
     return SegmentCut(num_tokens=num_tokens, query_block=128, count_step=4, reach=1)
 
 
-def step_rows(density_T: NDArray[np.float32], cut: SegmentCut, *, exact_density: float) -> NDArray[np.int8]:
-    """int8 [R], 0 to FLOOR_STEPS: how much of its attention each row keeps at least, by the densest text it touches.
+def find_exact_rows(density_T: NDArray[np.float32], cut: SegmentCut, *, exact_density: float) -> NDArray[np.bool_]:
+    """bool [R]: which rows touch text that is attended exactly.
+
+    That is all that density decides. A floor that grows with it was measured to be worse: it takes from other rows of
+    the same budget, and how dense a text is says little about where its attention goes.
 
     Args:
         density_T: float32 [T], in [0, 1], 0 for special tokens.
         cut: the segment's rows.
-        exact_density: from there on a row is exact; above 1 for never.
+        exact_density: from there on text is exact; above 1 for never.
     """
-    steps = np.minimum(np.floor(density_T / np.float32(exact_density) * FLOOR_STEPS), FLOOR_STEPS).astype(np.int8)
-    padded = np.zeros(cut.num_rows * cut.query_block, np.int8)
-    padded[: len(steps)] = steps
-    return np.asarray(padded.reshape(cut.num_rows, cut.query_block).max(1), np.int8)
+    padded = np.zeros(cut.num_rows * cut.query_block, np.bool_)
+    padded[: len(density_T)] = density_T >= np.float32(exact_density)
+    return np.asarray(padded.reshape(cut.num_rows, cut.query_block).any(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +105,20 @@ class SegmentPlan:
 
     Attributes:
         cut: its rows.
-        floor_steps: R numbers of 0 to FLOOR_STEPS; FLOOR_STEPS makes a row exact.
+        exact_rows: R flags: rows of which nothing is dropped.
         ladder: shares of all pairs, exact rows included.
         last_dense: whether the last layer is dense.
     """
 
     cut: SegmentCut
-    floor_steps: tuple[int, ...]
+    exact_rows: tuple[bool, ...]
     ladder: Ladder
     last_dense: bool
 
 
 def plan_segment(
     num_tokens: int,
-    floor_steps_R: NDArray[np.int8],
+    is_exact_R: NDArray[np.bool_],
     *,
     shares: Sequence[float],
     bound: float,
@@ -130,7 +129,7 @@ def plan_segment(
 
     Args:
         num_tokens: special tokens included.
-        floor_steps_R: of each row of ``cut_segment(num_tokens)``.
+        is_exact_R: which rows of ``cut_segment(num_tokens)`` are exact.
         shares: of what is not exact, ascending, below 1. Exact rows come on top: a budget that they had to share would
             leave the others nothing but their neighbours.
         bound: see ``Ladder``.
@@ -138,16 +137,15 @@ def plan_segment(
         gate: break-even. A rung that it does not let through is left out; the one above the last is dense.
     """
     cut = cut_segment(num_tokens)
-    is_exact = floor_steps_R >= FLOOR_STEPS
-    exact_share = float(is_exact.mean())
-    least = cut.least_share(is_exact)
+    exact_share = float(is_exact_R.mean())
+    least = cut.least_share(is_exact_R)
     wanted = [exact_share + (1 - exact_share) * share for share in shares]
     rungs = [share for share in wanted if gate.takes_sparse(num_tokens, max(share, least)) and share < 1]
     if not rungs:
         return None
     return SegmentPlan(
         cut=cut,
-        floor_steps=tuple(floor_steps_R.tolist()),
+        exact_rows=tuple(is_exact_R.tolist()),
         ladder=Ladder(shares=(*rungs, 1.0), bound=bound),
         last_dense=last_dense,
     )

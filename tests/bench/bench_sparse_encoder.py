@@ -108,7 +108,7 @@ def write_shape(folder: Path, shape: str) -> Path:
 
 def plan_share(num_tokens: int, share: float) -> SegmentPlan:
     """Every layer sparse with this share, whatever its error."""
-    floors = np.zeros(cut_segment(num_tokens).num_rows, np.int8)
+    floors = np.zeros(cut_segment(num_tokens).num_rows, np.bool_)
     gate = GateTable(engine="open", head_dim=32, points=((1, 1.0),))
     plan = plan_segment(num_tokens, floors, shares=(share,), bound=NEVER, last_dense=False, gate=gate)
     assert plan is not None

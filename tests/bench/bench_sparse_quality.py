@@ -27,7 +27,7 @@ from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.actors.segment import SegmentOptions, outline_documents, text_format_of
 from lodestream.actors.tokenize import Tokenizer
 from lodestream.kernels.attention.api import attend
-from lodestream.kernels.attention.budget import cut_segment, plan_segment, step_rows
+from lodestream.kernels.attention.budget import cut_segment, find_exact_rows, plan_segment
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
@@ -119,7 +119,7 @@ def encode_wired(
     num_tokens = excerpt.batch.num_tokens
     plan = plan_segment(
         num_tokens,
-        step_rows(excerpt.density_T, cut_segment(num_tokens), exact_density=wiring.exact_density),
+        find_exact_rows(excerpt.density_T, cut_segment(num_tokens), exact_density=wiring.exact_density),
         shares=(share,),
         bound=1e9,
         last_dense=wiring.last_dense,

@@ -81,7 +81,7 @@ class Model:
             wrapped = self.wrap(ids)
             plan = plan_segment(
                 len(wrapped),
-                np.zeros(cut_segment(len(wrapped)).num_rows, np.int8),
+                np.zeros(cut_segment(len(wrapped)).num_rows, np.bool_),
                 shares=level.shares,
                 bound=level.bound,
                 last_dense=level.last_dense,

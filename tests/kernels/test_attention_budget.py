@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lodestream.kernels.attention.budget import FLOOR_STEPS, Ladder, cut_segment, plan_segment, step_rows
+from lodestream.kernels.attention.budget import Ladder, cut_segment, find_exact_rows, plan_segment
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
@@ -31,22 +31,20 @@ def test_least_share_is_what_a_mask_keeps_at_least(num_tokens: int, num_exact: i
     assert kept == pytest.approx(cut.least_share(floor.numpy() >= 1), abs=1e-9)
 
 
-def test_floors_follow_the_densest_text_of_a_row() -> None:
+def test_rows_that_touch_dense_text_are_exact() -> None:
     cut = cut_segment(1300)
     density = np.zeros(1300, np.float32)
     density[130:140] = 0.95
     density[512:640] = 0.4
-    density[1299] = 0.79
-    assert step_rows(density, cut, exact_density=0.8).tolist() == [0, 4, 0, 0, 2, 0, 0, 0, 0, 0, 3]
-    assert step_rows(np.ones(1300, np.float32), cut, exact_density=1.01).max() < FLOOR_STEPS
-    nearby = density + np.where(density > 0, np.float32(0.009), np.float32(0))
-    assert step_rows(nearby, cut, exact_density=0.75).tolist() == step_rows(density, cut, exact_density=0.75).tolist()
+    density[1299] = 0.8
+    assert np.flatnonzero(find_exact_rows(density, cut, exact_density=0.8)).tolist() == [1, 10]
+    assert not find_exact_rows(np.ones(1300, np.float32), cut, exact_density=1.01).any()
 
 
 def plan(num_tokens: int, exact_rows: int, gate: GateTable) -> tuple[float, ...] | None:
-    steps = np.zeros(cut_segment(num_tokens).num_rows, np.int8)
-    steps[:exact_rows] = FLOOR_STEPS
-    found = plan_segment(num_tokens, steps, shares=(0.3, 0.5), bound=0.1, last_dense=False, gate=gate)
+    is_exact = np.zeros(cut_segment(num_tokens).num_rows, np.bool_)
+    is_exact[:exact_rows] = True
+    found = plan_segment(num_tokens, is_exact, shares=(0.3, 0.5), bound=0.1, last_dense=False, gate=gate)
     return None if found is None else found.ladder.shares
 
 

@@ -55,12 +55,10 @@ def test_rows_of_full_density_are_exact() -> None:
     assert float(error[512:640].max()) < 1e-4 < float(error[640:].mean())
 
 
-def make_plan(
-    num_tokens: int, *, shares: tuple[float, ...], bound: float, last_dense: bool = False, steps: int = 0
-) -> SegmentPlan:
-    floor_steps = np.full(cut_segment(num_tokens).num_rows, steps, np.int8)
+def make_plan(num_tokens: int, *, shares: tuple[float, ...], bound: float, last_dense: bool = False) -> SegmentPlan:
+    is_exact = np.zeros(cut_segment(num_tokens).num_rows, np.bool_)
     gate = GateTable(engine="e", head_dim=32, points=((1, 1.0),))
-    plan = plan_segment(num_tokens, floor_steps, shares=shares, bound=bound, last_dense=last_dense, gate=gate)
+    plan = plan_segment(num_tokens, is_exact, shares=shares, bound=bound, last_dense=last_dense, gate=gate)
     assert plan is not None
     return plan
 
