@@ -8,7 +8,9 @@ last. Where the pointer cannot be read, or the new snapshot cannot be opened, th
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from lodestream.storage.store import FeatureStore, Snapshot
 SnapshotNumber = int | Literal["latest"]
 
 _RETRY_AFTER_S: Final = 5.0
+_FIRST_RETRY_S: Final = 1.0
+_LAST_RETRY_S: Final = 60.0
+
+logger = logging.getLogger("lodestream.serve")
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class Follower:
         self._closing: list[View] = []
         self._wake = threading.Event()
         self._has_looked = False
+        self._refusal = _Refusal()
         self._stopped = False
         self._thread: threading.Thread | None = None
 
@@ -213,7 +220,12 @@ class Follower:
             self._follow()
         except LodestreamError as error:
             self._trouble = error
-        except Exception as error:  # the thread's edge: it goes on whatever happens
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # the thread's edge: it goes on, also after a panic of Lance, which is no Exception
+            logger.exception("the snapshot cannot be followed")
             self._trouble = LodestreamError(f"the snapshot cannot be followed: {type(error).__name__}: {error}")
         else:
             self._trouble = None
@@ -230,8 +242,13 @@ class Follower:
             return
         record = pointer.history[-1]
         if latest is None or (record.sequence, record.tables) != (latest.record.sequence, latest.record.tables):
-            FeatureStore.open(self._location)  # a store of another schema is refused
-            self._swap(record)
+            self._refusal.check(pointer.nonce)
+            try:
+                FeatureStore.open(self._location)  # a store of another schema is refused
+                self._swap(record)
+            except Exception as error:
+                self._refusal.note(pointer.nonce, error)
+                raise
         self._pointer = pointer
 
     def _swap(self, record: SnapshotRecord) -> None:
@@ -243,3 +260,25 @@ class Follower:
             self._latest = view
         if before is not None:
             self.leave(before)
+
+
+class _Refusal:
+    """A snapshot that could not be opened is tried again after a second, then after twice as long each time: to open it
+    may load a model."""
+
+    def __init__(self) -> None:
+        self._nonce = ""
+        self._error: Exception | None = None
+        self._wait_s = 0.0
+        self._retry_at = 0.0
+
+    def check(self, nonce: str) -> None:
+        """Raises the error of the last attempt again, until it is time for another one or the pointer has changed."""
+        if self._error is not None and nonce == self._nonce and time.monotonic() < self._retry_at:
+            raise self._error
+
+    def note(self, nonce: str, error: Exception) -> None:
+        """An attempt has failed."""
+        again = self._error is not None and nonce == self._nonce
+        self._wait_s = min(self._wait_s * 2, _LAST_RETRY_S) if again else _FIRST_RETRY_S
+        self._nonce, self._error, self._retry_at = nonce, error, time.monotonic() + self._wait_s

@@ -105,13 +105,18 @@ class Service:
 
     def open_latest(self, snapshot: Snapshot, record: SnapshotRecord, *, before: View | None) -> View:
         """Readies every part for what is to become the latest snapshot."""
-        encoding = before.encoding if before is not None and before.record.recipe == record.recipe else None
-        if encoding is None:
-            encoding = self._make_encoding(options_of_recipe(record.recipe, model=record.model))
-            encoding.warm()
-        previous = before.snapshot if before is not None else None
-        self.rows.prepare(snapshot, before=previous)
-        self.searcher.prepare(snapshot, before=previous)
+        kept = before.encoding if before is not None and before.record.recipe == record.recipe else None
+        encoding = kept or self._make_encoding(options_of_recipe(record.recipe, model=record.model))
+        try:
+            if kept is None:
+                encoding.warm()
+            previous = before.snapshot if before is not None else None
+            self.rows.prepare(snapshot, before=previous)
+            self.searcher.prepare(snapshot, before=previous)
+        except BaseException:
+            if kept is None:
+                encoding.close()
+            raise
         return View(snapshot=snapshot, record=record, encoding=encoding)
 
     def open_older(self, snapshot: Snapshot, record: SnapshotRecord) -> View:

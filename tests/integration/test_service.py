@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lodestream.errors import (
     NotFoundError,
     RequestInvalid,
     RequestTooLarge,
+    StoreCorrupt,
     StoreUnreachable,
 )
 from lodestream.pipeline.serve import follower as follower_module
@@ -28,7 +30,7 @@ from lodestream.pipeline.serve.models import (
 )
 from lodestream.pipeline.serve.notes import Notes
 from lodestream.pipeline.serve.service import Service
-from lodestream.storage.store import FeatureStore
+from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.served import BROKEN, DOCUMENTS, serve, stage, wait_until
 from tests.support.workspace import Workspace
 
@@ -186,3 +188,39 @@ def test_documents_in_quarantine_and_documents_to_come_are_told_apart(tmp_path: 
     assert kept.quarantine_reason is not None and "not UTF-8" in kept.quarantine_reason
     assert (kept.rows.num_rows > 0, never.rows.num_rows) == (True, 0)
     assert never.computed_at is None
+
+
+def test_a_snapshot_that_cannot_be_opened_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = Workspace.create(tmp_path, DOCUMENTS)
+    workspace.run()
+    with serve(workspace) as service:
+        attempts: list[int] = []
+
+        def fail(snapshot: Snapshot, *, before: Snapshot | None) -> None:
+            attempts.append(snapshot.sequence)
+            raise StoreCorrupt("a file is torn", "lodestream verify")
+
+        monkeypatch.setattr(service.searcher, "prepare", fail)
+        workspace.write("new.md", "Something new under the sun.")
+        workspace.run()
+        wait_until(lambda: service.follower.trouble is not None)
+        time.sleep(0.6)  # a dozen looks at the pointer
+        assert attempts == [2]
+        assert service.follower.latest is not None
+        assert service.follower.latest.record.sequence == 1
+        _, (read,) = asyncio.run(service.get_features(FeaturesRequest(ids=["wool.md"]), notes()))
+        assert read.status == "FOUND"
+        monkeypatch.undo()
+        wait_until(lambda: service.follower.latest.record.sequence == 2)  # type: ignore[union-attr]
+        assert service.follower.trouble is None
+
+        def panic(_: object) -> None:
+            raise BaseException("panic")
+
+        monkeypatch.setattr(follower_module, "read_pointer", panic)
+        wait_until(lambda: service.follower.trouble is not None)
+        monkeypatch.undo()
+        wait_until(lambda: service.follower.trouble is None)
+    assert "the snapshot cannot be followed" in caplog.text
