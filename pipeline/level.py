@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
+from lodestream.pipeline.gap import find_gap
 from lodestream.pipeline.sources.protocol import Candidate, SourceState
 from lodestream.pipeline.stages import QUARANTINED, Reading, StageOutput
 from lodestream.pipeline.stored_texts import StoredTexts, read_formats
@@ -27,29 +29,7 @@ from lodestream.pipeline.work import Meter, ShowProgress, cut_work
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import Snapshot, VersionWriter
 
-_COMPARED: Final = ("source", "uri", "content_hash", "source_version", "quarantine_reason", "text_checksum")
 _BYTES_A_TOKEN: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
-    """In what a version differs from the one that is served.
-
-    ``stale``  rows of documents that it has not, or has otherwise: ``doc_id``, ``source``, ``uri``, ``source_version``,
-               ``quarantine_reason``, ``num_tokens``; by doc_id
-    ``extra``  doc_ids that only it has
-    """
-
-    stale: Sequence[Mapping[str, Any]]
-    extra: Sequence[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.stale or self.extra)
-
-    @property
-    def num_documents(self) -> int:
-        """How many documents it lies behind by."""
-        return len(self.stale) + len(self.extra)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,35 +52,6 @@ class Progress:
         self.failed += other.failed
         self.counts.add(other.counts)
         self.is_level = other.is_level
-
-
-def find_gap(served: Snapshot, beside: Snapshot) -> Gap:
-    """Compares the documents of two versions.
-
-    Cost: about 300 bytes of memory a document; no text is read.
-    """
-    wanted = _read_documents(served)
-    found = _read_documents(beside)
-    stale = [{"doc_id": doc_id, **row} for doc_id, row in wanted.items() if not _is_same(row, found.get(doc_id))]
-    stale.sort(key=lambda row: row["doc_id"])
-    return Gap(stale=stale, extra=sorted(found.keys() - wanted.keys()))
-
-
-def _read_documents(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
-    rows = snapshot.open_table("documents").read(["doc_id", *_COMPARED, "num_tokens"]).to_pylist()
-    return {row.pop("doc_id"): row for row in rows}
-
-
-def _is_same(wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> bool:
-    if found is None:
-        return False
-    names = set(_COMPARED)
-    if wanted["text_checksum"] is None:  # a store that was migrated, and not sealed yet
-        names.discard("text_checksum")
-    if wanted["quarantine_reason"] is None and not found["num_tokens"]:
-        # What this version could not use it could not use again.
-        names.discard("quarantine_reason")
-    return all(wanted[name] == found[name] for name in names)
 
 
 class Leveller:
@@ -150,7 +101,7 @@ class Leveller:
                 deleted_doc_ids=self.gap.extra,
             )
             done.removed = len(self.gap.extra)
-        reads = [_plan_read(row) for row in self.gap.stale]
+        reads = [_plan_read(row) for batch in self.gap.stale.to_batches() for row in batch.to_pylist()]
         if reads:
             self._run_chunks(reads, featurizer, done, is_over)
         done.is_level = done.computed == len(reads)
@@ -194,10 +145,10 @@ class Leveller:
 
     def _keep_reasons(self, documents: pa.Table) -> pa.Table:
         """A document in quarantine has the features of its last text that worked, and stays in quarantine."""
-        reasons = {row["doc_id"]: row["quarantine_reason"] for row in self.gap.stale}
-        place = DOCUMENTS_SCHEMA.get_field_index("quarantine_reason")
-        kept = [reasons[doc_id] for doc_id in documents.column("doc_id").to_pylist()]
-        return documents.set_column(place, DOCUMENTS_SCHEMA.field(place), pa.array(kept, pa.string()))
+        places = pc.index_in(documents["doc_id"], value_set=self.gap.stale["doc_id"].combine_chunks())
+        reasons = self.gap.stale["quarantine_reason"].take(places)
+        column = DOCUMENTS_SCHEMA.get_field_index("quarantine_reason")
+        return documents.set_column(column, DOCUMENTS_SCHEMA.field(column), reasons)
 
     def _describe(self, failed: Sequence[Mapping[str, Any]], featurizer: Featurizer) -> pa.Table:
         """Rows of documents that this version cannot use: with their text, and without a feature."""

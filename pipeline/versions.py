@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from lodestream.actors.featurizer import Featurizer
-from lodestream.errors import ConfigError, FeatureVersionMismatch, LodestreamError, StoreNotFound
+from lodestream.errors import (
+    ConfigError,
+    FeatureVersionMismatch,
+    LeaseHeld,
+    LodestreamError,
+    QuarantineShareExceeded,
+    StoreNotFound,
+)
 from lodestream.pipeline import refresh
 from lodestream.pipeline.config import LoadedConfig
 from lodestream.pipeline.feature_version import Recipe, describe_differences, featurizer_of, find_asked, place_of
-from lodestream.pipeline.level import Leveller, Progress, find_gap
+from lodestream.pipeline.gap import find_gap
+from lodestream.pipeline.level import Leveller, Progress
 from lodestream.pipeline.report import name_run
 from lodestream.pipeline.session import fix_gate, make_featurizer
 from lodestream.pipeline.work import ShowProgress
 from lodestream.storage.lease import Lease
 from lodestream.storage.snapshot import PointerRecord
-from lodestream.storage.store import FeatureStore
+from lodestream.storage.store import FeatureStore, Snapshot
 from lodestream.storage.version import KeptVersion, check_name
 from lodestream.storage.version_keeper import find_former, require_other
 
 TURN_S: Final = 240.0
 """After so long a build gives the lease back, and the version that is served is refreshed before it goes on."""
+PATIENCE_S: Final = 1800.0
+"""For so long it then waits for the lease, if a refresh of somebody else has it."""
+
+_LOOK_AGAIN_S: Final = 1.0
 
 ShowNote = Callable[[str], None]
 
@@ -103,15 +116,18 @@ def add(
     check_name(name)
     featurizer = _choose_new(loaded, pointer, name)
     featurizer.check_model()
-    total = Progress()
-    while not total.is_level:
-        with _hold_lease(store, loaded, f"versions add {name}", show_note) as lease:
-            _add_missing(store, lease, name, featurizer)
+    total, turns = Progress(), 0
+    while True:
+        with _take_lease(store, loaded, f"versions add {name}", show_note, waits=turns > 0) as lease:
+            if not turns:
+                _add_missing(store, lease, name, featurizer)
             leveller = _make_leveller(loaded, store, lease, name, show_progress=show_progress, note=show_note)
             turn = time.monotonic() + turn_s
             total.add(leveller.bring_level(featurizer, is_over=partial(_has_passed, turn)))
-        if not total.is_level:
-            _refresh_served(loaded, show_note)
+        if total.is_level:
+            break
+        turns += 1
+        _refresh_served(loaded, show_note)
     return _conclude(store, pointer, name, total, started)
 
 
@@ -134,11 +150,12 @@ def promote(
     started = time.perf_counter()
     store, before = _open(loaded)
     require_other(before, name)
-    with _hold_lease(store, loaded, f"versions promote {name}", show_note) as lease:
+    with _take_lease(store, loaded, f"versions promote {name}", show_note) as lease:
         pointer = store.pointer()
         kept = require_other(pointer, name)
         leveller = _make_leveller(loaded, store, lease, name, show_progress=show_progress, note=show_note)
         done = _catch_up(loaded, leveller, kept, show_note)
+        _guard_failed(loaded, store.open_snapshot(), leveller.writer.base)
         if pointer.staged is not None:
             run_id = pointer.staged.run_id
             show_note(f"what the unfinished run {run_id} has staged is given up; the next run sees it anew")
@@ -182,7 +199,7 @@ def drop(loaded: LoadedConfig, name: str) -> list[int]:
     """
     store, pointer = _open(loaded)
     require_other(pointer, name)
-    with _hold_lease(store, loaded, f"versions drop {name}", lambda _: None) as lease:
+    with _take_lease(store, loaded, f"versions drop {name}", lambda _: None) as lease:
         keeper = store.open_keeper(lease)
         lost = list_served(keeper.pointer, require_other(keeper.pointer, name))
         keeper.drop(name)
@@ -202,8 +219,25 @@ def _open(loaded: LoadedConfig) -> tuple[FeatureStore, PointerRecord]:
     return store, pointer
 
 
-def _hold_lease(store: FeatureStore, loaded: LoadedConfig, purpose: str, note: ShowNote) -> Lease:
-    return store.open_lease(purpose, ttl_s=loaded.config.lease.ttl_s, show_wait=note)
+@contextmanager
+def _take_lease(
+    store: FeatureStore, loaded: LoadedConfig, purpose: str, note: ShowNote, *, waits: bool = False
+) -> Iterator[Lease]:
+    """The lease; a build that has given it back waits until the refresh of somebody else has ended."""
+    gives_up = time.monotonic() + (PATIENCE_S if waits else 0.0)
+    while True:
+        lease = store.open_lease(purpose, ttl_s=loaded.config.lease.ttl_s, show_wait=note)
+        try:
+            lease.acquire()
+            break
+        except LeaseHeld:
+            if _has_passed(gives_up):
+                raise
+            time.sleep(_LOOK_AGAIN_S)
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def _choose_new(loaded: LoadedConfig, pointer: PointerRecord, name: str) -> Featurizer:
@@ -230,8 +264,9 @@ def _choose_new(loaded: LoadedConfig, pointer: PointerRecord, name: str) -> Feat
 
 
 def _add_missing(store: FeatureStore, lease: Lease, name: str, featurizer: Featurizer) -> None:
-    if any(kept.name == name for kept in store.pointer().versions):
-        return
+    for kept in store.pointer().versions:
+        if kept.name == name and kept.feature_version == featurizer.feature_version:
+            return
     store.open_keeper(lease).add(
         name,
         dim=featurizer.model.dim,
@@ -264,6 +299,18 @@ def _catch_up(loaded: LoadedConfig, leveller: Leveller, kept: KeptVersion, note:
     featurizer = featurizer_of(loaded, Recipe.of_kept(kept))
     featurizer.check_model()
     return leveller.bring_level(featurizer)
+
+
+def _guard_failed(loaded: LoadedConfig, served: Snapshot, beside: Snapshot) -> None:
+    """Refuses to serve a version that cannot use many of the documents which the served one can."""
+    num_failed, num_documents = find_gap(served, beside).num_failed, served.count_documents()
+    max_share = loaded.config.run.max_quarantined_share
+    if num_failed > max_share * num_documents:
+        raise QuarantineShareExceeded(
+            f"version {beside.version} cannot use {num_failed} of {num_documents} documents, more than "
+            f"run.max_quarantined_share = {max_share:g}",
+            "look at the reasons that versions add gave, or raise run.max_quarantined_share",
+        )
 
 
 def _forget_refusal(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -126,12 +125,6 @@ class VersionKeeper(Writer):
                 _remove_tables(self._location, slot)
                 removed.append(slot)
         return removed
-
-    def rename_model(self, name: str, model: str) -> None:
-        """Note where the model of a version is now."""
-        self._require_open()
-        moved = replace(self._pointer.find_version(name), model=model)
-        self._swing(versions=tuple(moved if kept.name == name else kept for kept in self._pointer.versions))
 
 
 def list_slots(location: Location) -> set[str]:

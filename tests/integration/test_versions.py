@@ -17,11 +17,18 @@ import pytest
 
 import lodestream
 from lodestream.actors.models import DEFAULT_MODEL, find_model
-from lodestream.errors import ConfigError, FeatureVersionMismatch, LeaseHeld, ModelError, NotFoundError
+from lodestream.errors import (
+    ConfigError,
+    FeatureVersionMismatch,
+    LeaseHeld,
+    ModelError,
+    NotFoundError,
+    QuarantineShareExceeded,
+)
 from lodestream.pipeline import feature_version, session, upkeep, versions
 from lodestream.pipeline.check import check_all
 from lodestream.pipeline.feature_version import choose_featurizer
-from lodestream.pipeline.level import find_gap
+from lodestream.pipeline.gap import find_gap
 from lodestream.pipeline.status import read_status
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore, Snapshot
@@ -251,6 +258,7 @@ def test_the_served_version_is_refreshed_between_the_turns_of_a_build(workspace:
     settings = (OTHER, "run.chunk_documents=2")
     change = versions.add(workspace.load(*settings), "other", turn_s=0, show_note=notes.append)
     assert any("refreshed meanwhile: snapshot 3" in note for note in notes) and change.snapshot_after == 3
+    assert change.done.computed > len(DOCUMENTS)
     assert not find_gap(workspace.open_snapshot(), beside(workspace))
 
 
@@ -270,6 +278,9 @@ def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, mo
     assert change.done.failed == [{"doc_id": NAMES[0], "reason": "too knotty"}]
     assert versions.add(workspace.load(OTHER), "other").done.computed == 0
     assert beside(workspace).get_features(NAMES[0]).num_rows == 0
+    with pytest.raises(QuarantineShareExceeded, match="cannot use 1 of 7 documents"):
+        versions.promote(workspace.load(OTHER, "run.max_quarantined_share=0.1"), "other")
+    assert workspace.open_snapshot().version == "v1"
 
 
 @pytest.mark.parametrize("verb", ["purge", "repair"])
@@ -289,6 +300,34 @@ def test_while_another_writes_nothing_is_promoted(with_other: Workspace) -> None
     with store_of(with_other).open_lease("a run", ttl_s=2), pytest.raises(LeaseHeld):
         versions.promote(with_other.load(), "other")
     assert with_other.open_snapshot().version == "v1"
+
+
+def test_a_build_waits_for_a_refresh_between_two_turns(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_LOOK_AGAIN_S", 0.01)
+    held = threading.Event()
+
+    def refresh_elsewhere(*_: Any) -> None:
+        def hold() -> None:
+            with store_of(workspace).open_lease("a refresh", ttl_s=2):
+                held.set()
+                threading.Event().wait(0.3)
+
+        held.clear()
+        threading.Thread(target=hold).start()
+        assert held.wait(30)
+
+    monkeypatch.setattr(versions, "_refresh_served", refresh_elsewhere)
+    change = versions.add(workspace.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
+    assert held.is_set() and change.done.is_level
+
+
+def test_a_version_that_is_dropped_during_its_build_stays_dropped(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_refresh_served", lambda loaded, _: versions.drop(loaded, "other"))
+    with pytest.raises(NotFoundError):
+        versions.add(workspace.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
+    assert not pointer_of(workspace).versions
 
 
 def test_promotion_and_refreshes_at_once(with_other: Workspace) -> None:
