@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.parts import StoredDocument
 from lodestream.pipeline.serve.stored_rows import read_documents
+from lodestream.pipeline.states import find_rows
 from lodestream.schema import GRANULARITIES, Granularity, features_schema
 from lodestream.storage.cache.entry import Entry, name_rows
 from lodestream.storage.cache.layered import LayeredCache
@@ -38,6 +39,7 @@ class _Served:
     remembers what was asked for last."""
 
     snapshot: Snapshot
+    schema: pa.Schema
     catalog: Catalog
     cache: LayeredCache
     find: Callable[[str], CatalogEntry | None]
@@ -64,18 +66,20 @@ class CachedRows:
         catalog = known.catalog if known is not None and is_same else Catalog.read(snapshot)
         served = _Served(
             snapshot=snapshot,
+            schema=features_schema(snapshot.dim),
             catalog=catalog,
             cache=self._keeper.open(snapshot.dim),
             find=lru_cache(maxsize=_REMEMBERED)(catalog.find),
         )
-        read_documents(snapshot, [""], GRANULARITIES)  # opens the tables, so that the first miss does not
+        for name in ("documents", "features"):  # opens the tables and their indexes, so that the first miss does not
+            find_rows(snapshot, name, [""], ["doc_id"])
         with self._lock:
             self._served[snapshot.sequence] = served
 
     def find_catalog(self, snapshot: Snapshot) -> Catalog:
         """The documents of a snapshot, for other parts: that of one that is served is there already."""
         served = self._served.get(snapshot.sequence)
-        is_there = served is not None and served.snapshot.tables == snapshot.tables
+        is_there = served is not None and _is_same(served.snapshot, snapshot)
         return served.catalog if served is not None and is_there else Catalog.read(snapshot)
 
     def release(self, snapshot: Snapshot) -> None:
@@ -91,7 +95,7 @@ class CachedRows:
         """See parts.RowSource."""
         wanted = list(dict.fromkeys(doc_ids))
         served = self._served.get(snapshot.sequence)
-        if served is None or served.snapshot.tables != snapshot.tables:  # an older one, asked for by its number
+        if served is None or not _is_same(served.snapshot, snapshot):  # an older one, asked for by its number
             documents = read_documents(snapshot, wanted, granularities)
         else:
             documents = self._get(served, wanted, [name for name in GRANULARITIES if name in granularities])
@@ -173,16 +177,19 @@ def _read(
 
 
 def _describe(served: _Served, said: CatalogEntry, entries: Sequence[Entry], tier: str) -> StoredDocument:
-    schema = features_schema(served.snapshot.dim)
     return StoredDocument(
         doc_id=said.doc_id,
         source=said.source,
         source_version=said.source_version,
         quarantine_reason=said.quarantine_reason,
-        rows=pa.Table.from_batches([entry.rows for entry in entries if entry.rows.num_rows], schema=schema),
+        rows=pa.Table.from_batches([entry.rows for entry in entries if entry.rows.num_rows], schema=served.schema),
         tier=tier,
         is_lossy=any(entry.is_lossy for entry in entries),
     )
+
+
+def _is_same(one: Snapshot, other: Snapshot) -> bool:
+    return one is other or one.tables == other.tables
 
 
 def _pick(rows: pa.Table, granularity: str) -> pa.RecordBatch:

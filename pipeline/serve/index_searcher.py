@@ -38,7 +38,7 @@ class IndexSearcher:
 
     def prepare(self, snapshot: Snapshot, *, before: Snapshot | None) -> None:
         """Makes the index of ``snapshot``: from that of ``before`` where there is one, else by reading all rows."""
-        wanted_bytes = sum(snapshot.count_features().values()) * (snapshot.dim + ROW_BYTES)
+        wanted_bytes = snapshot.open_table("features").count() * (snapshot.dim + ROW_BYTES)
         if wanted_bytes > self._max_bytes:
             _LOG.warning(
                 "search scans the store: an index of snapshot %d would take %s, serve.index_bytes allows %s",

@@ -9,12 +9,14 @@ one would not hold goes first (Subramanian et al., "Adaptive Caches", MICRO 2006
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from lodestream.storage.cache.experts import Expert, FrequencyExpert, RecencyExpert, TwoQueueExpert
 
 _MEMORY_LENGTHS: Final = 20  # hits are remembered for about so many uses for each entry that is held
 _LEAST_MEMORY: Final = 64
+_LARGEST_WEIGHT: Final = 1e100
 _LEAD: Final = 1.0  # hits ahead before a new rule is followed: equal ones do not take turns
 
 
@@ -40,6 +42,7 @@ class Eviction:
             FrequencyExpert(budget_bytes),
         )
         self._hits = [0.0] * len(self._experts)
+        self._weight = 1.0
         self._leader = 0  # until another one leads: that of two queues, which a first scan cannot empty
 
     @property
@@ -102,15 +105,27 @@ class Eviction:
         self._strays.pop(key, None)
 
     def _note(self, key: bytes, size_bytes: int) -> None:
-        fading = 1 - 1 / (_MEMORY_LENGTHS * max(_LEAST_MEMORY, len(self._sizes)))
-        for number, expert in enumerate(self._experts):
-            self._hits[number] = self._hits[number] * fading + expert.use(key, size_bytes)
+        """Tell the rules of a use. What lies back fades: a hit of now weighs more and more, so that one on which all
+        rules agree need not be written down."""
+        found = [expert.use(key, size_bytes) for expert in self._experts]
+        self._weight /= 1 - 1 / (_MEMORY_LENGTHS * max(_LEAST_MEMORY, len(self._sizes)))
+        if self._weight > _LARGEST_WEIGHT:
+            self._hits = [hits / self._weight for hits in self._hits]
+            self._weight = 1.0
+        if all(found):
+            return
         leader = self._experts[self._leader]
         self._strays.update(dict.fromkeys(name for name in leader.dropped if name in self._sizes))
         for expert in self._experts:
             expert.dropped.clear()
+        if any(found):
+            self._judge(found)
+
+    def _judge(self, found: Sequence[bool]) -> None:
+        """Count the hits of a use on which the rules differ, and follow another rule if it leads by now."""
+        self._hits = [hits + self._weight * was_held for hits, was_held in zip(self._hits, found, strict=True)]
         best = max(range(len(self._hits)), key=self._hits.__getitem__)
-        if self._hits[best] > self._hits[self._leader] + _LEAD:
+        if self._hits[best] > self._hits[self._leader] + _LEAD * self._weight:
             self._leader = best
             self._strays = OrderedDict.fromkeys(name for name in self._sizes if name not in self._experts[best])
 
