@@ -105,7 +105,7 @@ def build_feature_rows(
 
 def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray[np.int64]:
     counts = np.diff(spans.leaf_tokens, axis=1)[:, 0].astype(np.int64)
-    counts[spans.segment_leaves[:, 0]] += num_special[0]
+    counts[spans.segment_leaves[:, 0]] += num_special[0] + len(spans.prompt_ids)
     counts[spans.segment_leaves[:, 1] - 1] += num_special[1]
     return counts
 

@@ -28,10 +28,12 @@ from lodestream.actors.features import LeafVectors, build_feature_rows, concat_l
 from lodestream.actors.layout import lay_out
 from lodestream.actors.models import find_model
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
+from lodestream.actors.outlines import outline_texts
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, empty_spans, spans_from_table, spans_to_columns
-from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions, outline_documents
-from lodestream.actors.texts import make_documents
+from lodestream.actors.prompts import leave_room, tokenize_prompts
+from lodestream.actors.segment import SPANS_VERSION, Outline, SegmentOptions
+from lodestream.actors.texts import Role, make_documents
 from lodestream.actors.tokenize import Tokenizer, identify_tokenizer
 from lodestream.errors import ConfigError, DocumentError
 from lodestream.kernels.precision import ENGINE, name_states, native_precision
@@ -146,6 +148,10 @@ class Featurizer:
             heading_prefix=self.options.heading_prefix,
         )
 
+    @cached_property
+    def _prompts(self) -> Mapping[Role, NDArray[np.int32]]:
+        return tokenize_prompts(self.model, self.tokenizer)
+
     @property
     def engine(self) -> str:
         """What computes, as the tables of the gate name it."""
@@ -189,6 +195,8 @@ class Featurizer:
             "weights_sha256": self.model.weights_sha256,
             "tokenizer_sha256": identify_tokenizer(self._found[0]),
             "architecture": self.model.architecture,
+            "description": self.model.description_sha256[:16],
+            "document_prompt": self.model.document_prompt,
             "pooling": self.model.pooling,
             "dim": self.model.dim,
             "precision": self.precision,
@@ -210,18 +218,19 @@ class Featurizer:
     def _vector_recipe(self) -> bytes:
         # What one leaf's vector depends on: cutting and density rules act through the tokens and leaves alone, so
         # that a change of theirs leaves the vectors of unchanged segments usable.
-        names = ("weights_sha256", "tokenizer_sha256", "architecture", "pooling", "precision", "engine", "codec")
+        names = ("weights_sha256", "tokenizer_sha256", "description", "precision", "engine", "codec")
         return _hash_recipe({name: self.recipe[name] for name in names} | {"version": RECIPE_VERSION}).encode()
 
     # ---- prepare ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, documents: pa.Table, counts: EncodeCounts | None = None) -> pa.Table:
+    def prepare(self, documents: pa.Table, counts: EncodeCounts | None = None, *, role: Role = "document") -> pa.Table:
         """Cuts documents into spans and segments and scores their density.
 
         Args:
             documents: columns doc_id, source, uri, content_hash, source_version, text, text_format; a row without
                 text (and perhaps with a quarantine_reason of its own) passes through without spans.
             counts: where the stages' seconds are added.
+            role: whose prompt goes before the segments, that of documents or that of queries.
 
         Returns:
             ``documents`` with title, num_tokens, quarantine_reason (null where all is well) and the columns of
@@ -230,15 +239,20 @@ class Featurizer:
         counts = counts or EncodeCounts()
         texts = documents.column("text").to_pylist()
         formats = documents.column("text_format").to_pylist()
-        outlines, reasons = self._outline(texts, formats, counts)
+        prompt_ids = self._prompts[role]
+        started = time.perf_counter()
+        options = leave_room(self.segment_options, len(prompt_ids))
+        outlines, reasons = outline_texts(texts, formats, self.tokenizer, options)
+        started = counts.clock("segment+tokenise", started)
         if "quarantine_reason" in documents.column_names:
             given = documents.column("quarantine_reason").to_pylist()
             reasons = [reason or earlier for reason, earlier in zip(reasons, given, strict=True)]
-        started = time.perf_counter()
         densities = self._score(texts, outlines)
         counts.clock("density", started)
         spans = [
-            self._lay_out(outline, density) if outline is not None and len(outline.token_ids) else empty_spans()
+            self._lay_out(outline, density, prompt_ids)
+            if outline is not None and len(outline.token_ids)
+            else empty_spans()
             for outline, density in zip(outlines, densities, strict=True)
         ]
         columns: dict[str, Any] = {
@@ -249,33 +263,6 @@ class Featurizer:
             **spans_to_columns(spans),
         }
         return pa.table(columns)
-
-    def _outline(
-        self, texts: Sequence[str | None], formats: Sequence[TextFormat | None], counts: EncodeCounts
-    ) -> tuple[list[Outline | None], list[str | None]]:
-        """An outline per text, None where there is no text or it cannot be cut (then with the reason)."""
-        started = time.perf_counter()
-        outlines: list[Outline | None] = [None] * len(texts)
-        reasons: list[str | None] = [None] * len(texts)
-        work = {row: (text, formats[row] or "text") for row, text in enumerate(texts) if text is not None}
-        try:
-            cut = outline_documents(
-                [text for text, _ in work.values()],
-                [text_format for _, text_format in work.values()],
-                self.tokenizer,
-                self.segment_options,
-            )
-            for row, outline in zip(work, cut, strict=True):
-                outlines[row] = outline
-        except DocumentError:
-            # One of them cannot be cut: find out which, so that only that one goes to quarantine.
-            for row, (text, text_format) in work.items():
-                try:
-                    outlines[row] = outline_documents([text], [text_format], self.tokenizer, self.segment_options)[0]
-                except DocumentError as error:
-                    reasons[row] = error.message
-        counts.clock("segment+tokenise", started)
-        return outlines, reasons
 
     def _score(self, texts: Sequence[str | None], outlines: Sequence[Outline | None]) -> list[NDArray[np.float32]]:
         paragraphs = [
@@ -288,7 +275,7 @@ class Featurizer:
         sizes = [0 if o is None else len(o.paragraph_chars) for o in outlines]
         return np.split(scores, np.cumsum(sizes)[:-1]) if sizes else []
 
-    def _lay_out(self, outline: Outline, density: NDArray[np.float32]) -> PreparedSpans:
+    def _lay_out(self, outline: Outline, density: NDArray[np.float32], prompt_ids: NDArray[np.int32]) -> PreparedSpans:
         fine = density >= self.options.base_below if self._has_sentences else np.zeros(len(density), np.bool_)
         return lay_out(
             outline,
@@ -296,6 +283,7 @@ class Featurizer:
             fine,
             vector_recipe=self._vector_recipe,
             num_special=(len(self.tokenizer.prefix_ids), len(self.tokenizer.suffix_ids)),
+            prompt_ids=prompt_ids,
             policy=self.attention,
         )
 
@@ -365,8 +353,10 @@ class Featurizer:
 
     # ---- one text --------------------------------------------------------------------------------------------------
 
-    def featurize(self, text: str, *, text_format: TextFormat = "markdown", doc_id: str = "text") -> pa.Table:
-        """Features of one text, by the same stages as a backfill.
+    def featurize(
+        self, text: str, *, text_format: TextFormat = "markdown", doc_id: str = "text", role: Role = "document"
+    ) -> pa.Table:
+        """Features of one text, by the same stages as a backfill; ``role``: see ``prepare``.
 
         Returns:
             A table of schema.features_schema(D), empty for a text without a token.
@@ -374,7 +364,7 @@ class Featurizer:
         Raises:
             DocumentError: the text cannot be used.
         """
-        prepared = self.prepare(make_documents([text], text_format, doc_ids=[doc_id]))
+        prepared = self.prepare(make_documents([text], text_format, doc_ids=[doc_id]), role=role)
         reason = prepared.column("quarantine_reason")[0].as_py()
         if reason:
             raise DocumentError(reason)
@@ -382,8 +372,7 @@ class Featurizer:
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """float32 [D]: the unit vector of a query, with the prompt that the model wants before it."""
-        prompt = self.model.query_prompt if text.strip() else ""
-        rows = self.featurize(f"{prompt}{text}", text_format="text")
+        rows = self.featurize(text, text_format="text", role="query")
         if not rows.num_rows:
             raise DocumentError("the text has no token to encode", "give a text with at least one word")
         codes = rows.column("codes")[0].values.to_numpy().astype(np.float32)

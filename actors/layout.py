@@ -23,6 +23,7 @@ def lay_out(
     *,
     vector_recipe: bytes,
     num_special: tuple[int, int],
+    prompt_ids: NDArray[np.int32],
     policy: AttentionPolicy | None,
 ) -> PreparedSpans:
     """Chooses the leaves of each paragraph and names the segments by fingerprint.
@@ -33,6 +34,7 @@ def lay_out(
         fine: bool [P], True where the leaves are the paragraph's sentences.
         vector_recipe: names everything besides the tokens that a leaf's vector depends on.
         num_special: special tokens before and after a segment.
+        prompt_ids: int32, what the model wants before each segment, behind the special tokens.
         policy: which segments are attended sparsely; None for none.
     """
     chars, tokens, paragraph_leaves = _choose_leaves(outline, fine)
@@ -43,6 +45,8 @@ def lay_out(
     offsets = np.zeros(len(runs) + 1, np.int32)
     np.cumsum([len(prefix) for prefix in prefixes], out=offsets[1:])
     paragraph_tokens = _join_leaves(tokens, paragraph_leaves)
+    if len(prompt_ids):
+        vector_recipe += b" prompt " + np.ascontiguousarray(prompt_ids, np.int32).tobytes()
 
     def name_recipe(token_start: int, token_end: int, prefix: NDArray[np.int32]) -> bytes:
         if policy is None:
@@ -51,7 +55,7 @@ def lay_out(
             density,
             paragraph_tokens,
             segment_tokens=(token_start, token_end),
-            num_around=(num_special[0] + len(prefix), num_special[1]),
+            num_around=(num_special[0] + len(prompt_ids) + len(prefix), num_special[1]),
         )
         return vector_recipe + tag_plan(plan)
 
@@ -68,6 +72,7 @@ def lay_out(
     ]
     return PreparedSpans(
         token_ids=outline.token_ids,
+        prompt_ids=prompt_ids,
         paragraph_kinds=np.array([_KIND_INDEX[kind] for kind in outline.paragraph_kinds], np.int8),
         paragraph_chars=outline.paragraph_chars,
         paragraph_topics=outline.paragraph_topics,

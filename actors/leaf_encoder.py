@@ -104,7 +104,7 @@ class LeafEncoder:
         start, end = spans.segment_tokens[row].tolist()
         leaf_start, leaf_end = spans.segment_leaves[row].tolist()
         prefix = spans.segment_prefix_ids[spans.segment_prefix_offsets[row] : spans.segment_prefix_offsets[row + 1]]
-        before, after = self._before, self._after
+        before, after = np.concatenate([self._before, spans.prompt_ids]), self._after
         token_ids = np.concatenate([before, prefix, spans.token_ids[start:end], after])
         num_around = (len(before) + len(prefix), len(after))
         return _EncoderInput(
@@ -148,6 +148,7 @@ class LeafEncoder:
             states_TC,
             torch.from_numpy(np.concatenate(starts).astype(np.int64)),
             torch.from_numpy(np.concatenate(ends).astype(np.int64)),
+            head=self._encoder.head,
         )
         return _split_pooled(pooled, [len(item.leaf_starts) for item in batch])
 
@@ -158,7 +159,7 @@ class LeafEncoder:
         picked = begins if self._encoder.pooling == "cls" else ends - 1
         num_leaves = [len(item.leaf_starts) for item in batch]
         rows = np.repeat(picked, num_leaves).astype(np.int64)
-        pooled = pool_spans(states_TC, torch.from_numpy(rows), torch.from_numpy(rows + 1))
+        pooled = pool_spans(states_TC, torch.from_numpy(rows), torch.from_numpy(rows + 1), head=self._encoder.head)
         return _split_pooled(pooled, num_leaves)
 
 

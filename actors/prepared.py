@@ -18,6 +18,7 @@ from lodestream.schema import FINGERPRINT_BYTES
 
 _ARRAY_TYPES: Final[dict[str, pa.DataType]] = {
     "token_ids": pa.int32(),
+    "prompt_ids": pa.int32(),
     "paragraph_kinds": pa.int8(),
     "paragraph_chars": pa.int32(),
     "paragraph_topics": pa.int32(),
@@ -46,6 +47,7 @@ class PreparedSpans:
 
     Attributes:
         token_ids: int32 [T], without special tokens.
+        prompt_ids: int32, what the model wants before each segment, behind the special tokens; it counts as these do.
         paragraph_kinds: int8 [P], index into schema.PARAGRAPH_KINDS.
         paragraph_chars: int32 [P, 2], half-open, characters of the document's text.
         paragraph_topics: int32 [P], non-decreasing from 0.
@@ -59,6 +61,7 @@ class PreparedSpans:
     """
 
     token_ids: NDArray[np.int32]
+    prompt_ids: NDArray[np.int32]
     paragraph_kinds: NDArray[np.int8]
     paragraph_chars: NDArray[np.int32]
     paragraph_topics: NDArray[np.int32]

@@ -23,7 +23,7 @@ from lodestream.actors.micro_batcher import BatcherOptions, BatchRecord, MicroBa
 from lodestream.actors.options import EncodeCounts
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
-from lodestream.actors.texts import make_documents
+from lodestream.actors.texts import Role, make_documents
 from lodestream.errors import DocumentError, LodestreamError, ServeError
 
 SLICE_CHARS: Final = 1 << 16
@@ -111,17 +111,23 @@ class TextEncoder:
 
     def warm_up(self) -> None:
         """Loads the model and encodes a first text, which also measures the rate. Waits; not for the event loop."""
-        part = self._prepare([_FIRST_TEXT], "text", 0, None)
+        part = self._prepare([_FIRST_TEXT], "text", "document", 0, None)
         self.batcher.warm_up(*_list_segments([part]))
 
     async def encode(
-        self, texts: Sequence[str], *, text_format: TextFormat, find_known: FindKnown | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        text_format: TextFormat,
+        role: Role = "document",
+        find_known: FindKnown | None = None,
     ) -> list[EncodedText]:
         """Features of ``texts``, in their order. To cancel it takes what has not begun out of the queue.
 
         Args:
             texts: any number.
             text_format: of all of them.
+            role: of all of them, see ``Featurizer.prepare``.
             find_known: where segments are looked up first, so that they need no encoding.
 
         Raises:
@@ -137,7 +143,9 @@ class TextEncoder:
         with self.batcher.reserve(min(_guess_tokens(texts), self._options.max_queued_tokens)):
             for some in _slice_texts(texts):
                 first = len(num_tokens)
-                part = await loop.run_in_executor(self._preparer, self._prepare, some, text_format, first, find_known)
+                part = await loop.run_in_executor(
+                    self._preparer, self._prepare, some, text_format, role, first, find_known
+                )
                 num_tokens += [len(spans.token_ids) for spans in part.spans]
                 if self._check_tokens is not None:
                     self._check_tokens(num_tokens)
@@ -163,10 +171,10 @@ class TextEncoder:
         torch.set_num_threads(self._options.num_threads)
 
     def _prepare(
-        self, texts: Sequence[str], text_format: TextFormat, first: int, find_known: FindKnown | None
+        self, texts: Sequence[str], text_format: TextFormat, role: Role, first: int, find_known: FindKnown | None
     ) -> _Slice:
         doc_ids = [str(index) for index in range(first, first + len(texts))]
-        prepared = self.featurizer.prepare(make_documents(texts, text_format, doc_ids=doc_ids))
+        prepared = self.featurizer.prepare(make_documents(texts, text_format, doc_ids=doc_ids), role=role)
         for doc_id, reason in zip(doc_ids, prepared.column("quarantine_reason").to_pylist(), strict=True):
             if reason:
                 raise DocumentError(f"text {doc_id} cannot be used: {reason}")
@@ -218,7 +226,8 @@ def _list_segments(parts: Sequence[_Slice]) -> tuple[list[_Segment], list[int]]:
             prefixes = np.diff(spans.segment_prefix_offsets).tolist()
             for row, (fingerprint, tokens) in enumerate(_count_own_tokens(spans)):
                 if fingerprint not in part.known and fingerprint not in wanted:
-                    wanted[fingerprint] = (_Segment(fingerprint, spans, row), tokens + prefixes[row])
+                    num_tokens = len(spans.prompt_ids) + prefixes[row] + tokens
+                    wanted[fingerprint] = (_Segment(fingerprint, spans, row), num_tokens)
     return [segment for segment, _ in wanted.values()], [tokens for _, tokens in wanted.values()]
 
 

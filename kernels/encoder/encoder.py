@@ -7,6 +7,7 @@ T packed tokens, R rows (T filled up), C model dim, H query heads, J key heads, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -18,6 +19,7 @@ from lodestream.kernels.embed_norm.api import embed_norm
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
 from lodestream.kernels.encoder.block import Block, read_attention, read_mlp
 from lodestream.kernels.encoder.block_attention import BlockAttention
+from lodestream.kernels.encoder.head import PoolingHead
 from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.encoder.tensors import ModelTensors
 from lodestream.kernels.linear import MIN_ROWS
@@ -54,6 +56,7 @@ class PackedEncoder:
         self.max_tokens = model.max_positions
         self.max_seq_length = model.max_seq_length
         self.pooling = model.pooling
+        self.head: Callable[[torch.Tensor], torch.Tensor] | None = PoolingHead(model) if model.heads else None
         self.identity = EncoderIdentity(
             weights_sha256=model.weights_sha256,
             architecture=model.architecture,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,13 @@ class PooledSpans:
         return PooledSpans(codes=codes, scales=scales, norms=norms)
 
 
-def pool_spans(states_TC: torch.Tensor, span_starts_S: torch.Tensor, span_ends_S: torch.Tensor) -> PooledSpans:
+def pool_spans(
+    states_TC: torch.Tensor,
+    span_starts_S: torch.Tensor,
+    span_ends_S: torch.Tensor,
+    *,
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> PooledSpans:
     """Mean over the tokens of each span, made a unit vector, as int8 codes.
 
     Args:
@@ -41,6 +48,7 @@ def pool_spans(states_TC: torch.Tensor, span_starts_S: torch.Tensor, span_ends_S
         span_starts_S, span_ends_S: int64 [S], half-open, each span at least one token; they may overlap. For states on
             a GPU they lie there or on the CPU; there nobody looks at them: an empty span is a row of zeros, one outside
             the states has norm NaN.
+        head: applied to the means, float32 [S, C], before they are made unit vectors; for states on a CPU.
 
     Guarantees: a span's vector does not depend on what else there is; on a GPU nothing waits for the device.
 
@@ -55,13 +63,14 @@ def pool_spans(states_TC: torch.Tensor, span_starts_S: torch.Tensor, span_ends_S
     """
     if len(span_starts_S) and span_starts_S.device.type == "cpu":
         _check_spans(len(states_TC), span_starts_S, span_ends_S)
+    if head is not None and states_TC.device.type != "cpu":
+        raise ValueError("a head is applied to states on a CPU")
     if states_TC.device.type != "cpu":
         spans = [_place_beside(states_TC, places) for places in (span_starts_S, span_ends_S)]
         codes, scales, norms = import_fused("span_pool").pool_spans(states_TC, *spans)
         return PooledSpans(codes=codes, scales=scales, norms=norms)
-    if len(span_starts_S) == 0:
-        return quantise_rows(states_TC[:0].float())
-    return quantise_rows(reference.mean_spans(states_TC, span_starts_S, span_ends_S))
+    means_SC = reference.mean_spans(states_TC, span_starts_S, span_ends_S) if len(span_starts_S) else states_TC[:0]
+    return quantise_rows(means_SC.float() if head is None else head(means_SC.float()))
 
 
 def quantise_rows(vectors_SC: torch.Tensor) -> PooledSpans:

@@ -10,6 +10,7 @@ from lodestream.actors.micro_batcher import BatchRecord
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans
 from lodestream.actors.text_encoder import TextEncoder, TextEncoderOptions
+from lodestream.actors.texts import Role
 from lodestream.pipeline.reuse import SegmentIndex, find_known
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import EncodedTexts
@@ -51,14 +52,19 @@ class BatchedEncoding:
         self._encoder.warm_up()
 
     async def encode(
-        self, texts: Sequence[str], *, text_format: TextFormat, segments: SegmentIndex | None
+        self,
+        texts: Sequence[str],
+        *,
+        text_format: TextFormat,
+        segments: SegmentIndex | None,
+        role: Role = "document",
     ) -> EncodedTexts:
         """See parts.Encoding."""
 
         def look_up(spans: Sequence[PreparedSpans]) -> Mapping[bytes, LeafVectors]:
             return find_known([segments], spans) if segments is not None else {}
 
-        encoded = await self._encoder.encode(texts, text_format=text_format, find_known=look_up)
+        encoded = await self._encoder.encode(texts, text_format=text_format, role=role, find_known=look_up)
         num_tokens = [text.num_tokens for text in encoded]
         num_encoded = sum(text.num_encoded_tokens for text in encoded)
         self._num_encoded_tokens += num_encoded

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.paragraphs import TextFormat
+from lodestream.actors.texts import Role
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.search import Hit
 from lodestream.schema import Granularity
@@ -135,7 +136,12 @@ class Encoding(Protocol):
         """
 
     async def encode(
-        self, texts: Sequence[str], *, text_format: TextFormat, segments: SegmentIndex | None
+        self,
+        texts: Sequence[str],
+        *,
+        text_format: TextFormat,
+        segments: SegmentIndex | None,
+        role: Role = "document",
     ) -> EncodedTexts:
         """Features of texts, by the stages of a backfill. What nobody waits for any more and has not begun is dropped.
 
@@ -143,6 +149,7 @@ class Encoding(Protocol):
             texts: any number.
             text_format: of all of them.
             segments: where known segments are looked up first, so that they need no encoding; None looks nowhere.
+            role: whose prompt the model gets before the texts.
 
         Raises:
             RequestTooLarge: a text, or all together, have more tokens than the limits allow.

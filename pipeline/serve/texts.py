@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.paragraphs import TextFormat
-from lodestream.actors.texts import make_documents
+from lodestream.actors.texts import Role, make_documents
 from lodestream.errors import RequestInvalid
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.serve.limits import Limits
@@ -40,7 +39,7 @@ async def embed_texts(
     encoding: Encoding,
     texts: Sequence[str],
     *,
-    role: Literal["query", "document"],
+    role: Role,
     segments: SegmentIndex | None = None,
 ) -> tuple[NDArray[np.float32], EncodedTexts]:
     """float32 [N, D]: the unit vector of each text as a whole; a query gets the prompt that the model wants before it.
@@ -48,9 +47,7 @@ async def embed_texts(
     Raises:
         RequestInvalid: a text has no token. Otherwise as ``Encoding.encode``.
     """
-    prompt = encoding.featurizer.model.query_prompt if role == "query" else ""
-    prompted = [f"{prompt}{text}" if text.strip() else "" for text in texts]
-    encoded = await encoding.encode(prompted, text_format="text", segments=segments)
+    encoded = await encoding.encode(texts, text_format="text", segments=segments, role=role)
     vectors = []
     for index, rows in enumerate(encoded.rows):
         whole = rows.filter(pc.equal(rows.column("granularity"), "document"))

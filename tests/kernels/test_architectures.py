@@ -3,26 +3,25 @@ clear words for what is not supported."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lodestream.errors import ModelError
 from lodestream.kernels import linear
 from lodestream.kernels.encoder import block, load_encoder
 from lodestream.kernels.encoder import encoder as encoder_module
 from lodestream.kernels.encoder.block_attention import BlockAttention
 from lodestream.kernels.packing import pack
 from lodestream.kernels.precision import native_precision
-from tests.support.tiny_configs import Form
-from tests.support.tiny_models import (
-    LENGTHS,
-    NAMES,
-    draw_token_ids,
-    write_model,
-)
+from lodestream.kernels.weights import read_model_folder
+from tests.support.tiny_configs import CONFIGS, Form
+from tests.support.tiny_models import LENGTHS, NAMES, draw_tensors, draw_token_ids, write_model, write_tensors
 
 needs_bf16 = pytest.mark.skipif(native_precision() != "bf16", reason="needs a processor with avx512_bf16 or amx_bf16")
 PRECISIONS = ["fp32", pytest.param("bf16", marks=needs_bf16)]
@@ -102,3 +101,74 @@ def test_bits_do_not_depend_on_the_batch(tmp_path: Path, name: str, precision: A
         parts = encoder.encode(pack([segments[i] for i in order])).split([lengths[i] for i in order])
         for i, part in zip(order, parts, strict=True):
             assert torch.equal(part, alone[i]), (lengths[i], trial)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("modernbert", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("nomic", {"num_experts": 8}, "num_experts = 8"),
+        ("nomic", {"prenorm": True}, "prenorm = True"),
+        ("nomic", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
+        ("gte", {"rope_scaling": {"type": "ntk", "factor": 2, "mixed_b": 0.6}}, "mixed_b"),
+        ("gte", {"logn_attention_scale": True}, "logn_attention_scale"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
+        ("gemma", {"use_bidirectional_attention": False}, "use_bidirectional_attention"),
+        ("gemma", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ],
+)
+def test_variants_are_refused_by_their_key(tmp_path: Path, name: str, values: dict[str, Any], words: str) -> None:
+    write_model(tmp_path, name, "published")
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS[name]["published"], **values}))
+    with pytest.raises(ModelError, match=words) as caught:
+        read_model_folder(tmp_path)
+    assert "docs/encoder.md" in caught.value.hint
+
+
+def test_nomic_reads_no_further_than_it_is_unscaled(tmp_path: Path) -> None:
+    write_model(tmp_path, "nomic", "published")
+    config = {**CONFIGS["nomic"]["published"], "n_positions": 8192}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_model_folder(tmp_path).max_positions == 8192
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rotary_scaling_factor": 2}))
+    assert read_model_folder(tmp_path).max_positions == 2048
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("missing", "no tensor for layers.1.mlp.gate.weight"),
+        ("shape", r"layers.1.mlp.gate_proj.weight is \[47, 32\], by config.json it is \[48, 32\]"),
+        ("bias", "config.json says nothing of: layers.0.self_attn.q_proj.bias"),
+        ("layer", "says nothing of: layers.3.input_layernorm.weight"),
+        ("unknown", "says nothing of: layers.0.self_attn.sinks"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: str, words: str) -> None:
+    write_model(tmp_path, "qwen3", "renamed")
+    tensors = draw_tensors("qwen3")
+    gate = "layers.1.mlp.gate_proj.weight"
+    if change == "missing":
+        del tensors[gate]
+    elif change == "shape":
+        tensors[gate] = tensors[gate][1:]
+    else:
+        extra = {"bias": "layers.0.self_attn.q_proj.bias", "layer": "layers.3.input_layernorm.weight"}
+        tensors[extra.get(change, "layers.0.self_attn.sinks")] = np.zeros(32, np.float32)
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(ModelError, match=words):
+        load_encoder(tmp_path, precision="fp32")
+
+
+def test_stored_precision_is_kept(tmp_path: Path) -> None:
+    """Weights in bfloat16 or float16 give the states of the same values in float32."""
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in draw_tensors("gemma").items()}
+    for dtype in (torch.bfloat16, torch.float16):
+        states = []
+        for stored in (dtype, torch.float32):
+            write_model(tmp_path, "gemma", "renamed")
+            save_file({n: t.to(dtype).to(stored) for n, t in tensors.items()}, tmp_path / "model.safetensors")
+            states.append(encode_all(load_encoder(tmp_path, precision="fp32")))
+        assert torch.equal(*states)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ModelError
 from lodestream.kernels.weights import check_weights, load_tensors, read_model_folder
+from tests.support.tiny_models import write_model
 
 MODULE = "sentence_transformers.models."
 
@@ -57,6 +60,8 @@ def test_max_seq_length_never_exceeds_the_positions(folder: Path) -> None:
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode": "cls"}, "cls"),
         ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
+        ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
 def test_pooling(folder: Path, values: dict[str, Any], pooling: str) -> None:
@@ -75,7 +80,7 @@ def test_pooling_lies_where_modules_say(folder: Path) -> None:
     [
         {"pooling_mode_max_tokens": True},
         {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
-        {"pooling_mode": "lasttoken"},
+        {"pooling_mode": "weightedmean"},
         {},
     ],
 )
@@ -92,9 +97,14 @@ def test_normalising_may_be_there_or_not(folder: Path) -> None:
 
 
 def test_modules_that_change_vectors_are_refused(folder: Path) -> None:
-    write(folder / "modules.json", modules("Transformer", "Pooling", "Dense"))
-    with pytest.raises(ModelError, match="module Dense"):
-        read_model_folder(folder)
+    for names in (("Transformer", "Pooling", "LayerNorm"), ("Transformer", "WordWeights", "Pooling")):
+        write(folder / "modules.json", modules(*names))
+        with pytest.raises(ModelError, match="the module (LayerNorm|WordWeights) after the encoder"):
+            read_model_folder(folder)
+    for names in (("Transformer", "Pooling", "Normalize", "Dense"), ("Pooling", "Transformer")):
+        write(folder / "modules.json", modules(*names))
+        with pytest.raises(ModelError, match="are not supported"):
+            read_model_folder(folder)
     write(folder / "modules.json", [{"type": f"{MODULE}Transformer", "path": "0_Transformer"}])
     with pytest.raises(ModelError, match="0_Transformer"):
         read_model_folder(folder)
@@ -103,11 +113,72 @@ def test_modules_that_change_vectors_are_refused(folder: Path) -> None:
 def test_prompts(folder: Path) -> None:
     path = folder / "config_sentence_transformers.json"
     write(path, {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": None})
-    assert read_model_folder(folder).query_prompt == "query: "
-    for wanted in ({"prompts": {"passage": "passage: "}}, {"prompts": {"x": "say: "}, "default_prompt_name": "x"}):
-        write(path, wanted)
-        with pytest.raises(ModelError, match="before every document"):
-            read_model_folder(folder)
+    found = read_model_folder(folder)
+    assert (found.query_prompt, found.document_prompt) == ("query: ", "")
+    write(path, {"prompts": {"passage": "passage: ", "corpus": "no: "}})
+    found = read_model_folder(folder)
+    assert (found.query_prompt, found.document_prompt) == ("", "passage: ")
+    write(path, {"prompts": {"x": "say: "}, "default_prompt_name": "x"})
+    found = read_model_folder(folder)
+    assert (found.query_prompt, found.document_prompt) == ("say: ", "say: ")
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+    with pytest.raises(ModelError, match="include_prompt"):
+        read_model_folder(folder)
+
+
+def dense(path: Path, num_out: int, num_in: int, **values: Any) -> None:
+    write(path / "config.json", {"in_features": num_in, "out_features": num_out, "bias": False, **values})
+    save_file({"linear.weight": torch.zeros(num_out, num_in)}, path / "model.safetensors")
+
+
+def test_linears_after_pooling(folder: Path) -> None:
+    before = read_model_folder(folder)
+    names = [*modules("Transformer", "Pooling", "Dense", "Dense", "Normalize")]
+    names[2]["path"], names[3]["path"] = "2_Dense", "3_Dense"
+    write(folder / "modules.json", names)
+    with pytest.raises(ModelError, match=r"2_Dense has no config\.json"):
+        read_model_folder(folder)
+    dense(folder / "2_Dense", 96, 384, activation_function="torch.nn.modules.linear.Identity")
+    dense(folder / "3_Dense", 64, 96)
+    found = read_model_folder(folder)
+    assert found.dim == 64 and found.description.dim == 384
+    assert [(head.num_in, head.num_out, head.has_bias) for head in found.heads] == [(384, 96, False), (96, 64, False)]
+    # Their weights and they themselves are part of what vectors depend on.
+    assert found.weights_sha256 != before.weights_sha256
+    assert found.description_sha256 != before.description_sha256
+    dense(folder / "2_Dense", 96, 384, activation_function="torch.nn.modules.activation.Tanh")
+    with pytest.raises(ModelError, match="Tanh"):
+        read_model_folder(folder)
+    dense(folder / "2_Dense", 90, 384)
+    with pytest.raises(ModelError, match="96 columns go in, but 90 come"):
+        read_model_folder(folder)
+    dense(folder / "2_Dense", 96, 384)
+    (folder / "3_Dense" / "model.safetensors").unlink()
+    (folder / "3_Dense" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match="run code"):
+        read_model_folder(folder)
+
+
+def test_lowering_is_refused(folder: Path) -> None:
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": True})
+    with pytest.raises(ModelError, match="do_lower_case"):
+        read_model_folder(folder)
+
+
+def test_shards(tmp_path: Path) -> None:
+    write_model(tmp_path / "whole", "modernbert", "published")
+    write_model(tmp_path / "shards", "modernbert", "published", num_shards=3)
+    whole, shards = (read_model_folder(tmp_path / name) for name in ("whole", "shards"))
+    assert whole.weights_sha256 != shards.weights_sha256 and len(shards.weight_files) == 3
+    assert {n: t.tolist() for n, t in load_tensors(whole).items()} == {
+        n: t.tolist() for n, t in load_tensors(shards).items()
+    }
+    (tmp_path / "shards" / shards.weight_files[1]).unlink()
+    with pytest.raises(ModelError, match=r"has no model-00002-of-00003\.safetensors, which model\.safetensors\.index"):
+        read_model_folder(tmp_path / "shards")
+    write(tmp_path / "shards" / "model.safetensors.index.json", {"weight_map": {"a": "../whole/model.safetensors"}})
+    with pytest.raises(ModelError, match="which model.safetensors.index"):
+        read_model_folder(tmp_path / "shards")
 
 
 def test_wrong_hash_is_refused(folder: Path) -> None:
@@ -149,8 +220,21 @@ def test_unreadable_file_is_named(folder: Path, name: str) -> None:
         read_model_folder(folder)
 
 
-def test_other_architecture_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "electra"}, "electra"),
+        ({"model_type": "mpnet"}, "adds a bias by relative position"),
+        ({"model_type": None}, "without a name"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type = 'alibi' is not supported"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"hidden_size": "wide"}, "no whole number"),
+    ],
+)
+def test_other_architecture_is_refused(folder: Path, values: dict[str, Any], words: str) -> None:
     config = json.loads((folder / "config.json").read_text())
-    write(folder / "config.json", config | {"model_type": "t5"})
-    with pytest.raises(ModelError, match="t5"):
+    write(folder / "config.json", config | values)
+    with pytest.raises(ModelError, match=words) as caught:
         read_model_folder(folder)
+    assert caught.value.hint

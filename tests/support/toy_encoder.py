@@ -28,6 +28,7 @@ class ToyEncoder:
         self.max_tokens = model.max_positions
         self.max_seq_length = model.max_seq_length
         self.pooling = model.pooling
+        self.head = None
         self.identity = EncoderIdentity(
             weights_sha256="toy", architecture="toy", precision=precision, engine="toy", states_version=1
         )
