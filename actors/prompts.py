@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,21 @@ from lodestream.actors.tokenize import Tokenizer
 from lodestream.errors import ConfigError
 from lodestream.kernels.weights import ModelFolder
 
+_WORD: Final = "word"
+
 
 def tokenize_prompts(model: ModelFolder, tokenizer: Tokenizer) -> dict[Role, NDArray[np.int32]]:
-    """int32 tokens of each prompt. It is tokenised by itself, without the space at its end: with most tokenizers the
-    next word carries that, or it is dropped."""
+    """int32 tokens of each prompt, which is tokenised apart from the text behind it.
+
+    Where the next word would have carried the space at the prompt's end, that space is left out.
+    """
     prompts: dict[Role, str] = {"document": model.document_prompt, "query": model.query_prompt}
-    return {role: tokenizer.tokenize([prompt.rstrip()])[0].ids for role, prompt in prompts.items()}
+    return {role: _tokenize_prompt(prompt, tokenizer) for role, prompt in prompts.items()}
+
+
+def _tokenize_prompt(prompt: str, tokenizer: Tokenizer) -> NDArray[np.int32]:
+    own, word, together, bare = tokenizer.tokenize([prompt, _WORD, prompt + _WORD, prompt.rstrip()])
+    return own.ids if np.array_equal(np.concatenate([own.ids, word.ids]), together.ids) else bare.ids
 
 
 def leave_room(options: SegmentOptions, num_prompt: int) -> SegmentOptions:
