@@ -26,7 +26,7 @@ from lodestream.actors.density import DensityModel
 from lodestream.actors.documents import build_document_rows, name_documents
 from lodestream.actors.features import LeafVectors, build_feature_rows, concat_leaves
 from lodestream.actors.layout import lay_out
-from lodestream.actors.models import find_model
+from lodestream.actors.models import PACKAGED_MODELS, find_model
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.outlines import outline_texts
 from lodestream.actors.paragraphs import TextFormat
@@ -47,6 +47,9 @@ RECIPE_VERSION: Final = 1
 """Raised when this file changes what a vector depends on."""
 
 CODEC: Final = "int8-f16"
+
+MODEL_FOLDER: Final = "model_folder"
+"""Name in a recipe of where a model's folder was, which is no part of ``feature_version``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,8 @@ class Featurizer:
 
     @cached_property
     def _found(self) -> tuple[Path, str | None]:
-        return find_model(self.options.model)
+        folder, pinned = find_model(self.options.model)
+        return folder, pinned or self.options.weights_sha256 or None
 
     @cached_property
     def model(self) -> ModelFolder:
@@ -190,29 +194,36 @@ class Featurizer:
         """All that a stored row depends on besides the text; ``feature_version`` is its hash."""
         # Where no segment can be long enough, what is set about it changes nothing.
         attention = {} if self.attention is None else {"attention": self.attention.as_dict()}
-        return attention | {
-            "model": self.options.model if self._found[1] else self._found[0].name,
-            "weights_sha256": self.model.weights_sha256,
-            "tokenizer_sha256": identify_tokenizer(self._found[0]),
-            "architecture": self.model.architecture,
-            "description": self.model.description_sha256[:16],
-            "document_prompt": self.model.document_prompt,
-            "pooling": self.model.pooling,
-            "dim": self.model.dim,
-            "precision": self.precision,
-            "engine": name_states(self.precision, max_tokens=self.segment_options.max_tokens),
-            "codec": CODEC,
-            "density": self.density.identity,
-            "base_below": self.options.base_below,
-            "segment": _describe_segments(self.segment_options),
-            "spans_version": SPANS_VERSION,
-            "recipe_version": RECIPE_VERSION,
-        }
+        is_packaged = self.options.model in PACKAGED_MODELS
+        # Where a folder lies is for readers of the store, and changes no row.
+        folder = {} if is_packaged else {MODEL_FOLDER: str(self._found[0])}
+        return (
+            attention
+            | folder
+            | {
+                "model": self.options.model if is_packaged else self._found[0].name,
+                "weights_sha256": self.model.weights_sha256,
+                "tokenizer_sha256": identify_tokenizer(self._found[0]),
+                "architecture": self.model.architecture,
+                "description": self.model.description_sha256[:16],
+                "document_prompt": self.model.document_prompt,
+                "pooling": self.model.pooling,
+                "dim": self.model.dim,
+                "precision": self.precision,
+                "engine": name_states(self.precision, max_tokens=self.segment_options.max_tokens),
+                "codec": CODEC,
+                "density": self.density.identity,
+                "base_below": self.options.base_below,
+                "segment": _describe_segments(self.segment_options),
+                "spans_version": SPANS_VERSION,
+                "recipe_version": RECIPE_VERSION,
+            }
+        )
 
     @cached_property
     def feature_version(self) -> str:
         """16 hex digits that name the recipe."""
-        return _hash_recipe(self.recipe)
+        return _hash_recipe({name: value for name, value in self.recipe.items() if name != MODEL_FOLDER})
 
     @cached_property
     def _vector_recipe(self) -> bytes:

@@ -19,6 +19,7 @@ class FeaturizerOptions:
 
     Attributes:
         model: a known package's name or a folder.
+        weights_sha256: the hash that a folder's weights must have, hex; empty for whatever they have.
         precision: "auto" takes bf16 where the processor has it; "bf16" or "fp32" as said.
         batch_tokens: packed tokens an encoder call; changes speed, never a vector.
         max_tokens: tokens of a segment, special tokens included; 0 = the model's own.
@@ -33,6 +34,7 @@ class FeaturizerOptions:
     """
 
     model: str = DEFAULT_MODEL
+    weights_sha256: str = ""
     precision: str = "auto"
     batch_tokens: int = 2048
     max_tokens: int = 0

@@ -92,15 +92,18 @@ def read_options(loaded: LoadedConfig) -> FeaturizerOptions:
 
 
 def options_of_recipe(recipe: dict[str, Any], *, model: str = "") -> FeaturizerOptions:
-    """The options that made a store's features: what a reader needs to encode a query alike.
+    """The options that made a store's features: what a reader needs to encode a query alike. A model's folder has to
+    have the weights that it had.
 
     Args:
         recipe: of the feature version.
         model: where its model is; "" takes a known package's name from the recipe.
     """
     segment = recipe["segment"]
+    model = model or str(recipe["model"])
     return FeaturizerOptions(
-        model=model or str(recipe["model"]),
+        model=model,
+        weights_sha256="" if model in PACKAGED_MODELS else str(recipe["weights_sha256"]),
         precision=_keep_precision(str(recipe["precision"])),
         max_tokens=int(segment["max_tokens"]),
         target_tokens=int(segment["target_tokens"]),

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.paragraphs import TextFormat
+from lodestream.actors.texts import Role
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.limits import Limits
@@ -34,11 +35,19 @@ class CachedEncoding:
         self._encoding.warm()
 
     async def encode(
-        self, texts: Sequence[str], *, text_format: TextFormat, segments: SegmentIndex | None
+        self,
+        texts: Sequence[str],
+        *,
+        text_format: TextFormat,
+        segments: SegmentIndex | None,
+        role: Role = "document",
     ) -> EncodedTexts:
         """See parts.Encoding. What is refused does not hang on what the cache has."""
         cache = self._keeper.open(self.featurizer.model.dim)
         version = self.featurizer.feature_version
+        if role == "query":
+            # The prompt of queries is no part of the version, which names stored rows.
+            version = f"{version} {role} {self.featurizer.model.query_prompt}"
         keys = [name_text(version, text_format, text) for text in texts]
         held = {key: pair[0] for key in dict.fromkeys(keys) if (pair := cache.get(TEXT, key)) is not None}
         self._num_known_tokens += sum(held[key].num_tokens for key in keys if key in held)
@@ -46,7 +55,7 @@ class CachedEncoding:
         num_encoded = 0
         if wanted:
             chosen = [texts[index] for index in wanted]
-            encoded = await self._encoding.encode(chosen, text_format=text_format, segments=segments)
+            encoded = await self._encoding.encode(chosen, text_format=text_format, segments=segments, role=role)
             num_encoded = encoded.num_encoded_tokens
             for index, rows, num_tokens in zip(wanted, encoded.rows, encoded.num_tokens, strict=True):
                 held[keys[index]] = Entry(rows=_as_batch(rows), num_tokens=num_tokens)

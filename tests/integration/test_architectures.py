@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 
+import lodestream
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
-from lodestream.errors import ConfigError
+from lodestream.errors import ConfigError, ModelError
 from tests.support.tiny_configs import Form
 from tests.support.tiny_models import NAMES
 from tests.support.tiny_sentence_models import SENTENCE_FORMS, TEXTS, write_sentence_model
@@ -91,10 +93,23 @@ def test_command_line(tmp_path: Path, name: str) -> None:
     model = ("--set", f"encoder.model={tmp_path / 'model'}")
     done = workspace.command("run", *model, "--json")
     assert done.returncode == 0, done.stderr
-    assert last_json(done)["documents"]["added"] == 3
-    done = workspace.command("search", "how are names resolved", *model, "--json")
+    assert last_json(done)["documents"]["new"] == 3
+    # A reader finds the model by the store.
+    done = workspace.command("search", "how are names resolved", "--limit", "2", "--json")
     assert done.returncode == 0, done.stderr
-    assert len(last_json(done)["hits"]) == 10
+    assert len(json.loads(done.stdout)["hits"]) == 2
+
+
+def test_reader_wants_the_weights_that_made_the_features(tmp_path: Path) -> None:
+    write_sentence_model(tmp_path / "model", "nomic", "published")
+    settings = (f"encoder.model={tmp_path / 'model'}", "encoder.precision=fp32")
+    workspace = Workspace.create(tmp_path / "work", {"a.md": "Ore, not gravel."}, *settings)
+    workspace.run()
+    library = lodestream.open(workspace.root)
+    assert library.search("gravel", limit=1)
+    write_sentence_model(tmp_path / "model", "nomic", "renamed")
+    with pytest.raises(ModelError, match="expected"):
+        lodestream.open(workspace.root).search("gravel")
 
 
 def test_prompt_without_room_is_refused(tmp_path: Path) -> None:
@@ -119,7 +134,7 @@ def test_what_vectors_depend_on_is_in_the_version(tmp_path: Path) -> None:
             path = tmp_path / change / file
             assert old in path.read_text()
             path.write_text(path.read_text().replace(old, new))
-        recipe = {key: value for key, value in featurizer.recipe.items() if key != "model"}
+        recipe = {key: value for key, value in featurizer.recipe.items() if "model" not in key}
         versions[change] = repr(sorted(recipe.items()))
     assert versions["none"] == versions["query"]
     assert len(set(versions.values())) == 4
