@@ -48,9 +48,6 @@ RECIPE_VERSION: Final = 1
 
 CODEC: Final = "int8-f16"
 
-MODEL_FOLDER: Final = "model_folder"
-"""Name in a recipe of where a model's folder was, which is no part of ``feature_version``."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedBatch:
@@ -193,43 +190,41 @@ class Featurizer:
     def recipe(self) -> dict[str, Any]:
         """All that a stored row depends on besides the text; ``feature_version`` is its hash."""
         # Where no segment can be long enough, what is set about it changes nothing.
-        attention = {} if self.attention is None else {"attention": self.attention.as_dict()}
+        own: dict[str, Any] = {} if self.attention is None else {"attention": self.attention.as_dict()}
         is_packaged = self.options.model in PACKAGED_MODELS
-        # Where a folder lies is for readers of the store, and changes no row.
-        folder = {} if is_packaged else {MODEL_FOLDER: str(self._found[0])}
-        return (
-            attention
-            | folder
-            | {
-                "model": self.options.model if is_packaged else self._found[0].name,
-                "weights_sha256": self.model.weights_sha256,
-                "tokenizer_sha256": identify_tokenizer(self._found[0]),
-                "architecture": self.model.architecture,
-                "description": self.model.description_sha256[:16],
-                "document_prompt": self.model.document_prompt,
-                "pooling": self.model.pooling,
-                "dim": self.model.dim,
-                "precision": self.precision,
-                "engine": name_states(self.precision, max_tokens=self.segment_options.max_tokens),
-                "codec": CODEC,
-                "density": self.density.identity,
-                "base_below": self.options.base_below,
-                "segment": _describe_segments(self.segment_options),
-                "spans_version": SPANS_VERSION,
-                "recipe_version": RECIPE_VERSION,
-            }
-        )
+        # Of a packaged model, config.json is pinned with the package; it is what it was before recipes named it.
+        if not is_packaged:
+            own["description"] = self.model.description_sha256[:16]
+        if self.model.document_prompt:
+            own["document_prompt"] = self.model.document_prompt
+        return own | {
+            "model": self.options.model if is_packaged else self._found[0].name,
+            "weights_sha256": self.model.weights_sha256,
+            "tokenizer_sha256": identify_tokenizer(self._found[0]),
+            "architecture": self.model.architecture,
+            "pooling": self.model.pooling,
+            "dim": self.model.dim,
+            "precision": self.precision,
+            "engine": name_states(self.precision, max_tokens=self.segment_options.max_tokens),
+            "codec": CODEC,
+            "density": self.density.identity,
+            "base_below": self.options.base_below,
+            "segment": _describe_segments(self.segment_options),
+            "spans_version": SPANS_VERSION,
+            "recipe_version": RECIPE_VERSION,
+        }
 
     @cached_property
     def feature_version(self) -> str:
         """16 hex digits that name the recipe."""
-        return _hash_recipe({name: value for name, value in self.recipe.items() if name != MODEL_FOLDER})
+        return _hash_recipe(self.recipe)
 
     @cached_property
     def _vector_recipe(self) -> bytes:
         # What one leaf's vector depends on: cutting and density rules act through the tokens and leaves alone, so
         # that a change of theirs leaves the vectors of unchanged segments usable.
-        names = ("weights_sha256", "tokenizer_sha256", "description", "precision", "engine", "codec")
+        names = ["weights_sha256", "tokenizer_sha256", "architecture", "pooling", "precision", "engine", "codec"]
+        names += ["description"] if "description" in self.recipe else []
         return _hash_recipe({name: self.recipe[name] for name in names} | {"version": RECIPE_VERSION}).encode()
 
     # ---- prepare ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from lodestream.kernels import linear
 from lodestream.kernels.encoder import block, load_encoder
 from lodestream.kernels.encoder import encoder as encoder_module
 from lodestream.kernels.encoder.block_attention import BlockAttention
+from lodestream.kernels.encoder.tensors import ModelTensors
 from lodestream.kernels.packing import pack
 from lodestream.kernels.precision import native_precision
 from lodestream.kernels.weights import read_model_folder
@@ -172,3 +173,69 @@ def test_stored_precision_is_kept(tmp_path: Path) -> None:
             save_file({n: t.to(dtype).to(stored) for n, t in tensors.items()}, tmp_path / "model.safetensors")
             states.append(encode_all(load_encoder(tmp_path, precision="fp32")))
         assert torch.equal(*states)
+
+
+class RandomTensors(ModelTensors):
+    """Whatever is asked for, at random: the weights of a model of real widths."""
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(len(name) + shape[0])
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    def close(self) -> None:
+        """Nobody asks for what lies in the file."""
+
+
+REAL_WIDTHS: dict[str, dict[str, int]] = {
+    "xlm-roberta": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+    "modernbert": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152, "local_attention": 128},
+    "nomic": {"n_embd": 768, "n_head": 12, "n_inner": 3072},
+    "gte": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "qwen3": {
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+    },
+    "gemma": {
+        "hidden_size": 768,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 1152,
+        "sliding_window": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", list(REAL_WIDTHS))
+def test_bits_do_not_depend_on_the_batch_at_real_widths(
+    tmp_path: Path, name: str, precision: Any, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long sums are ordered by shape, and blocks of windows are only met by long segments."""
+    write_model(tmp_path, name, "published")
+    num_layers = 2 if name == "modernbert" else 1
+    sizes = {
+        "n_positions": 1024,
+        "max_position_embeddings": 1024,
+        "num_hidden_layers": num_layers,
+        "n_layer": num_layers,
+    }
+    config = {**CONFIGS[name]["published"], **REAL_WIDTHS[name], **sizes}
+    config.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("lodestream.kernels.encoder.encoder.ModelTensors", RandomTensors)
+    encoder = load_encoder(tmp_path, precision=precision)
+    segments = [draw_token_ids(length) for length in (3, 64, 127, 128, 200, 300, 517)]
+    alone = [encoder.encode(pack([segment])) for segment in segments]
+    for num_threads, order in ((2, [5, 1, 6, 3]), (3, [3, 4, 0, 1, 2, 5, 6, 4])):
+        torch.set_num_threads(num_threads)
+        parts = encoder.encode(pack([segments[i] for i in order])).split([len(segments[i]) for i in order])
+        for i, part in zip(order, parts, strict=True):
+            assert bool(torch.isfinite(part).all())
+            assert torch.equal(part, alone[i]), (len(segments[i]), num_threads)
