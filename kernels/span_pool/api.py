@@ -48,7 +48,7 @@ def pool_spans(
         span_starts_S, span_ends_S: int64 [S], half-open, each span at least one token; they may overlap. For states on
             a GPU they lie there or on the CPU; there nobody looks at them: an empty span is a row of zeros, one outside
             the states has norm NaN.
-        head: applied to the means, float32 [S, C], before they are made unit vectors; for states on a CPU.
+        head: applied to the means, float32 [S, C], before they are made unit vectors; on a CPU, to which states come.
 
     Guarantees: a span's vector does not depend on what else there is; on a GPU nothing waits for the device.
 
@@ -61,10 +61,10 @@ def pool_spans(
     Numerics: sums in float32, in the order of the tokens; a code is off by one at ties of rounding only.
     Cost: one read of the states in the spans.
     """
+    if head is not None:
+        states_TC, span_starts_S, span_ends_S = states_TC.cpu(), span_starts_S.cpu(), span_ends_S.cpu()
     if len(span_starts_S) and span_starts_S.device.type == "cpu":
         _check_spans(len(states_TC), span_starts_S, span_ends_S)
-    if head is not None and states_TC.device.type != "cpu":
-        raise ValueError("a head is applied to states on a CPU")
     if states_TC.device.type != "cpu":
         spans = [_place_beside(states_TC, places) for places in (span_starts_S, span_ends_S)]
         codes, scales, norms = import_fused("span_pool").pool_spans(states_TC, *spans)
