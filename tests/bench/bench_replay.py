@@ -5,19 +5,19 @@ ts, op, id, text), as files of a folder and as a table of PostgreSQL in mode ``x
 counts tokens and costs next to nothing; ``real`` replays the documents that are edited most with the real one. At the
 end of each the store must equal a full rebuild (with the real encoder: codes within one unit), else it fails.
 
-    LODESTREAM_STREAMS=FOLDER python tests/bench/bench_replay.py SCRATCH [peps files] [peps table] [rfcs files] ...
+    LODESTREAM_STREAMS=FOLDER python tests/bench/bench_replay.py SCRATCH [peps:files] [rfcs:table] ... [--until TICKS]
 
-``SCRATCH`` keeps the results of finished replays: the same command goes on with the others, and writes
-docs/bench/replay.jsonl and docs/replay.png from all that are there.
+``SCRATCH`` keeps finished replays, and those of files that were interrupted: the same command goes on with what is
+left, and writes docs/bench/replay.jsonl and docs/replay.png from all that is there. ``--until`` ends a replay early.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -54,25 +54,27 @@ BURST = 500
 
 def main() -> None:
     """Replays what has not been replayed, and records everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("replays", nargs="*", default=[f"{stream}:{kind}" for stream, kind in REPLAYS])
+    parser.add_argument("--until", type=int, metavar="TICKS")
+    arguments = parser.parse_args()
     folder = os.environ.get("LODESTREAM_STREAMS")
     if not folder:
         print("left out: LODESTREAM_STREAMS names no folder with stream_*.parquet")
         return
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    scratch = Path(sys.argv[1]).resolve()
-    wanted = list(zip(sys.argv[2::2], sys.argv[3::2], strict=True)) or REPLAYS
+    scratch = arguments.scratch.resolve()
     scratch.mkdir(parents=True, exist_ok=True)
-    for stream, kind in wanted:
+    for stream, kind in (replay.split(":") for replay in arguments.replays):
         result = scratch / f"{stream}-{kind}.json"
         if not result.exists():
-            outcome = replay(Path(folder) / f"stream_{stream}_12m.parquet", kind, scratch / f"{stream}-{kind}")
-            result.write_text(json.dumps(outcome))
+            path = Path(folder) / f"stream_{stream}_12m.parquet"
+            result.write_text(json.dumps(replay_stream(path, kind, scratch / f"{stream}-{kind}", arguments.until)))
         print(f"{stream} as {kind} is done", flush=True)
     results = {
-        pair: json.loads(path.read_text())
-        for pair in REPLAYS
-        if (path := scratch / f"{pair[0]}-{pair[1]}.json").exists()
+        (stream, kind): json.loads(path.read_text())
+        for stream, kind in REPLAYS
+        if (path := scratch / f"{stream}-{kind}.json").exists()
     }
     harness.start(NAME)
     for (stream, kind), outcome in results.items():
@@ -83,28 +85,24 @@ def main() -> None:
 # ---- replay ----------------------------------------------------------------------------------------------------------
 
 
-def replay(path: Path, kind: str, folder: Path) -> dict[str, Any]:
-    """Replays one stream in a new workspace, compares the end with a rebuild, and removes the workspace."""
+def replay_stream(path: Path, kind: str, folder: Path, until: int | None) -> dict[str, Any]:
+    """Replays one stream in a workspace, compares the end with a rebuild, and removes the workspace."""
     base, ticks = read_stream(path)
     if kind == "real":
         base, ticks = choose_edited(base, ticks, NUM_REAL)
-    shutil.rmtree(folder, ignore_errors=True)
+    progress = folder.with_suffix(".progress.json")
+    if kind == "table" or not progress.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        progress.unlink(missing_ok=True)
     with open_source(kind, folder, format_of(base.texts)) as replayed:
         with contextlib.nullcontext() if kind == "real" else counting_encoder():
-            replayed.apply(base)
-            first = run_refresh(replayed, base.at_s)
-            refreshes, empty = run_ticks(replayed, ticks)
+            done = run_ticks(replayed, base, ticks[:until], progress)
             num_rows = assert_rebuilt(replayed, max_step=1 if kind == "real" else 0)
         commands = [] if kind == "real" else [time_empty_command(folder) for _ in range(3)]
     shutil.rmtree(folder)
-    return {
-        "documents": len(base.texts),
-        "num_rows": num_rows,
-        "backfill": asdict(first),
-        "refreshes": [asdict(one) for one in refreshes],
-        "empty": [asdict(one) for one in empty],
-        "empty_commands": commands,
-    }
+    progress.unlink()
+    counts = {"documents": len(base.texts), "num_rows": num_rows, "num_ticks": len(ticks)}
+    return {**counts, **done, "empty_commands": commands}
 
 
 def choose_edited(base: Tick, ticks: Sequence[Tick], number: int) -> tuple[Tick, list[Tick]]:
@@ -117,8 +115,11 @@ def choose_edited(base: Tick, ticks: Sequence[Tick], number: int) -> tuple[Tick,
 
 @contextlib.contextmanager
 def open_source(kind: str, folder: Path, text_format: str) -> Iterator[Replayed]:
-    """An empty folder, or a table of a server of its own."""
-    workspace = Workspace.create(folder, {}, "encoder.num_threads=1")
+    """A folder, empty or as an interrupted replay left it, or a table of a server of its own."""
+    settings = ("run.executor=local", "encoder.num_threads=1")
+    workspace = (
+        Workspace(root=folder, settings=settings) if folder.exists() else Workspace.create(folder, {}, *settings)
+    )
     if kind != "table":
         yield Files(workspace)
         return
@@ -126,16 +127,21 @@ def open_source(kind: str, folder: Path, text_format: str) -> Iterator[Replayed]
         yield TableRows(workspace, server.url, text_format)
 
 
-def run_ticks(replayed: Replayed, ticks: Sequence[Tick]) -> tuple[list[Refreshed], list[Refreshed]]:
-    """A refresh for each tick, and after every tenth one more that finds nothing."""
-    refreshes, empty = [], []
-    for place, tick in enumerate(ticks):
-        replayed.apply(tick)
-        refreshes.append(run_refresh(replayed, tick.at_s))
+def run_ticks(replayed: Replayed, base: Tick, ticks: Sequence[Tick], progress: Path) -> dict[str, Any]:
+    """The first run, a refresh for each tick, and after every tenth one more that finds nothing."""
+    done: dict[str, Any] = json.loads(progress.read_text()) if progress.exists() else {}
+    if not done:
+        replayed.apply(base)
+        done = {"backfill": asdict(run_refresh(replayed, base.at_s)), "refreshes": [], "empty": []}
+    for place in range(len(done["refreshes"]), len(ticks)):
+        replayed.apply(ticks[place])
+        done["refreshes"].append(asdict(run_refresh(replayed, ticks[place].at_s)))
         if place % EMPTY_EVERY == 0:
-            empty.append(run_refresh(replayed, tick.at_s))
-            assert not empty[-1].changed and not empty[-1].tokens
-    return refreshes, empty
+            empty = run_refresh(replayed, ticks[place].at_s)
+            assert not empty.changed and not empty.tokens
+            done["empty"].append(asdict(empty))
+        progress.write_text(json.dumps(done))
+    return done
 
 
 def time_empty_command(folder: Path) -> float:
@@ -158,6 +164,7 @@ def record(stream: str, kind: str, outcome: dict[str, Any]) -> None:
         "feature_rows": outcome["num_rows"],
         "equals_rebuild": "codes within one unit, all else exactly" if kind == "real" else "exactly",
         "refreshes": len(refreshes),
+        "moments_with_changes": outcome["num_ticks"],
         "documents_changed": sum(one.changed for one in refreshes),
         "documents_moved": sum(one.moved for one in refreshes),
         "documents_deleted": sum(one.deleted for one in refreshes),
