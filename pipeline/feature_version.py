@@ -24,7 +24,10 @@ _SETTINGS: Final = {
     "base_below": "density.base_below",
     "segment.max_tokens": "segment.max_tokens",
     "segment.target_tokens": "segment.target_tokens",
+    "segment.over_headings": "segment.over_headings",
     "segment.heading_prefix": "segment.heading_prefix",
+    "attention.mode": "encoder.attention",
+    "attention.quality": "encoder.quality",
 }
 """What the parts of a recipe are called in the configuration."""
 
@@ -137,6 +140,8 @@ def describe_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -
         # What follows from another model says nothing more.
         implied = ("weights_sha256", "tokenizer_sha256", "architecture", "pooling", "dim")
         names = [name for name in names if name not in implied]
+    if "attention.quality" in names:
+        names = [name for name in names if not name.startswith("attention.level.")]
     return ", ".join(f"{_SETTINGS.get(name, name)} {_show(before, name)} -> {_show(now, name)}" for name in names)
 
 

@@ -13,6 +13,7 @@ import pytest
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.prepared import spans_from_table
+from lodestream.errors import FeatureVersionMismatch
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.pipeline import session
 from lodestream.pipeline.plan import make_plan
@@ -93,12 +94,12 @@ def test_a_measured_gate_is_kept_with_the_feature_version(
     assert GateTable.from_dict(recipe["attention"]["gate"]) == OPEN
     again = workspace.run()
     assert calls == [1] and again.snapshot_after == first.snapshot_after
-    # Another setting makes another feature version, on the same machine or another, and the table stays.
-    other = workspace.run("encoder.quality=medium")
-    assert calls == [1] and other.counts.segments_encoded > 0
+    # Another quality is another feature version, which is never mixed with this one.
+    with pytest.raises(FeatureVersionMismatch, match=r"served: encoder\.quality low -> medium\n"):
+        workspace.run("encoder.quality=medium")
     # What reads the store encodes as it was encoded.
     options = session.options_of_recipe(workspace.open_snapshot().recipe)
-    assert (options.attention, options.quality, options.gate) == ("auto", "medium", OPEN)
+    assert (options.attention, options.quality, options.gate) == ("auto", "low", OPEN)
 
 
 def prepare(featurizer: Featurizer, texts: dict[str, str]) -> pa.Table:
