@@ -27,8 +27,8 @@ DOCUMENTS = short_topics(6)
 NAMES = list(DOCUMENTS)
 END_LINE = re.compile(
     r"refresh \S+ done in [\d.]+s: 6 seen, 1 changed, 0 new, 1 moved, 0 deleted, 4 same, 0 quarantined \| "
-    r"\d+ of \d+ segments encoded \([\d.]+% of tokens, [\d.]+% base\) \| snapshot 1 -> 2 \| lag \d+s \| "
-    r"cursor docs \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    r"\d+ of \d+ segments encoded \([\d.]+% of tokens, [\d.]+% base, [\d.]+% sparse\) \| "
+    r"snapshot 1 -> 2 \| lag \d+s \| cursor docs \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 )
 
 
