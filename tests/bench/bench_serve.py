@@ -7,7 +7,9 @@
 The load comes from wrk on the same machine (http_load.py). What the machine does besides disturbs all alike: the ratio
 to the echo is what carries over. ``x`` of a line is the form ("uvicorn", "Ray Serve").
 
-    python tests/bench/bench_serve.py [reads] [publishing] [memory]
+    python tests/bench/bench_serve.py [reads] [publishing] [memory] [FOLDER/]
+
+A folder that is given keeps the store for another run.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ from lodestream.storage.store import FeatureStore
 NAME = "serve"
 NUM_DOCUMENTS = 150
 MAX_DOCUMENT_CHARS = 3000
-ROUNDS = 5
-LOAD_S = 1.5
+ROUNDS = 4
+LOAD_S = 2  # wrk takes whole seconds
 ECHO = Path(__file__).with_name("echo_server.py")
 FORMS = ("uvicorn", "Ray Serve")
 
@@ -91,12 +93,13 @@ def echo(form: str) -> list[str]:
 
 
 def build_store(folder: Path) -> list[str]:
-    """A store of real documents; returns their ids."""
+    """A store of real documents, unless there is one; returns their ids."""
     name, texts = read_corpus()
     short = {key: text for key, text in sorted(texts.items()) if 300 < len(text) < MAX_DOCUMENT_CHARS}
     chosen = dict(list(short.items())[:NUM_DOCUMENTS])
-    write_files(chosen, folder / "docs")
-    write_initial_config(folder, source_path="docs")
+    if not (folder / "docs").exists():
+        write_files(chosen, folder / "docs")
+        write_initial_config(folder, source_path="docs")
     subprocess.run(
         [sys.executable, "-m", "lodestream", "run"], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=900
     )
@@ -157,7 +160,7 @@ def measure_reads(folder: Path, ids: Sequence[str]) -> None:
                     loads: dict[str, list[Load]] = {"echo": [], name: []}
                     for _ in range(ROUNDS):
                         body = [HttpRequest(path="/echo", body=request.body) for request in wanted[:64]]
-                        loads["echo"].append(run_load(bare.url, body, seconds=LOAD_S / 2, connections=connections))
+                        loads["echo"].append(run_load(bare.url, body, seconds=LOAD_S // 2, connections=connections))
                         loads[name].append(run_load(own.url, wanted, seconds=LOAD_S, connections=connections))
                     record_load(loads, form, connections)
             if form == "uvicorn":
@@ -184,7 +187,7 @@ def publish_forever(folder: Path, stop: threading.Event, *, encode: bool, publis
         published.append(time.monotonic())
 
 
-def measure_publishing(folder: Path, ids: Sequence[str], *, seconds: float = 40) -> None:
+def measure_publishing(folder: Path, ids: Sequence[str], *, seconds: int = 40) -> None:
     """p99 of reads of one id: idle, while snapshots are published, while a refresh encodes as well."""
     wanted = make_requests(ids)["get one id"]
     for form in FORMS:
@@ -197,7 +200,7 @@ def measure_publishing(folder: Path, ids: Sequence[str], *, seconds: float = 40)
                 thread = threading.Thread(target=publish_forever, args=(folder, stop), kwargs=options)
                 if what != "idle":
                     thread.start()
-                loads = [run_load(own.url, wanted, seconds=seconds / 4, connections=2) for _ in range(4)]
+                loads = [run_load(own.url, wanted, seconds=seconds // 4, connections=2) for _ in range(4)]
                 stop.set()
                 if what != "idle":
                     thread.join()
@@ -250,21 +253,18 @@ def measure_memory(folder: Path, ids: Sequence[str], *, minutes: float = 10) -> 
 
 
 def main(parts: Sequence[str]) -> None:
-    known = ("reads", "publishing", "memory")
-    chosen = parts or known
+    known = {"reads": measure_reads, "publishing": measure_publishing, "memory": measure_memory}
+    chosen = [part for part in parts if "/" not in part]
     if set(chosen) - set(known):
         raise SystemExit(f"parts are {', '.join(known)}")
-    if not parts:
+    if not chosen:
         start(NAME)
     with tempfile.TemporaryDirectory(prefix="bs", dir="/tmp") as name:
-        folder = Path(name)
+        folder = next((Path(part) for part in parts if "/" in part), Path(name))
+        folder.mkdir(parents=True, exist_ok=True)
         ids = build_store(folder)
-        if "reads" in chosen:
-            measure_reads(folder, ids)
-        if "publishing" in chosen:
-            measure_publishing(folder, ids)
-        if "memory" in chosen:
-            measure_memory(folder, ids)
+        for part in chosen or known:
+            known[part](folder, ids)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,7 @@ class Load:
         return self.requests / self.seconds
 
 
-def run_load(
-    url: str, requests: Sequence[HttpRequest], *, seconds: float, connections: int = 1, token: str = ""
-) -> Load:
+def run_load(url: str, requests: Sequence[HttpRequest], *, seconds: int, connections: int = 1, token: str = "") -> Load:
     """Sends the requests in turn, over so many connections, each with one request under way at a time."""
     wrk = shutil.which("wrk")
     if wrk is None:
@@ -56,7 +54,7 @@ def run_load(
     with tempfile.NamedTemporaryFile("w", suffix=".requests") as file:
         file.writelines(request.line() for request in requests)
         file.flush()
-        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(SCRIPT), url]
+        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(SCRIPT), url]
         done = subprocess.run([*command, "--", file.name, *headers], capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     values = json.loads(line.removeprefix("RESULT "))
