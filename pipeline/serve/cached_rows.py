@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import pyarrow as pa
@@ -34,6 +34,14 @@ _HELD_ENTRIES: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What the catalog says of a document, and what its rows are called in the cache."""
+
+    said: CatalogEntry
+    keys: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
     """A snapshot that is served: its documents, and the cache for vectors of its width. ``find``: the catalog's, which
     remembers what was asked for last."""
@@ -42,7 +50,7 @@ class _Served:
     schema: pa.Schema
     catalog: Catalog
     cache: LayeredCache
-    find: Callable[[str], CatalogEntry | None]
+    find: Callable[[str], _Known | None]
 
 
 class CachedRows:
@@ -69,7 +77,7 @@ class CachedRows:
             schema=features_schema(snapshot.dim),
             catalog=catalog,
             cache=self._keeper.open(snapshot.dim),
-            find=lru_cache(maxsize=_REMEMBERED)(catalog.find),
+            find=lru_cache(maxsize=_REMEMBERED)(partial(_find, catalog)),
         )
         for name in ("documents", "features"):  # opens the tables and their indexes, so that the first miss does not
             find_rows(snapshot, name, [""], ["doc_id"])
@@ -110,22 +118,22 @@ class CachedRows:
         if served is None or served.snapshot is not snapshot or len(doc_ids) * len(granularities) > _HELD_ENTRIES:
             return None
         names = [name for name in GRANULARITIES if name in granularities]
-        known: dict[str, CatalogEntry] = {}
+        known: dict[str, _Known] = {}
         for doc_id in doc_ids:
-            entry = served.find(doc_id)
-            if entry is None:
+            found = served.find(doc_id)
+            if found is None:
                 return None
-            known[doc_id] = entry
+            known[doc_id] = found
         cache = served.cache
-        if not all(cache.holds_in_memory(n, name_rows(said.identity, n)) for said in known.values() for n in names):
+        if not all(cache.holds_in_memory(name, document.keys[name]) for document in known.values() for name in names):
             return None
         documents: dict[str, StoredDocument] = {}
-        for doc_id, said in known.items():
-            found = [cache.get(name, name_rows(said.identity, name)) for name in names]
-            held = [pair[0] for pair in found if pair is not None]
+        for doc_id, document in known.items():
+            pairs = [cache.get(name, document.keys[name]) for name in names]
+            held = [pair[0] for pair in pairs if pair is not None]
             if len(held) < len(names):  # evicted by another thread a moment ago
                 return None
-            documents[doc_id] = _describe(served, said, held, "memory")
+            documents[doc_id] = _describe(served, document.said, held, "memory")
         self._note(documents.values(), num_missing=0)
         return documents
 
@@ -146,31 +154,36 @@ class CachedRows:
         known = {doc_id: entry for doc_id in doc_ids if (entry := served.find(doc_id)) is not None}
         documents: dict[str, StoredDocument] = {}
         missing: list[str] = []
-        for doc_id, said in known.items():
-            found = [served.cache.get(name, name_rows(said.identity, name)) for name in granularities]
+        for doc_id, document in known.items():
+            found = [served.cache.get(name, document.keys[name]) for name in granularities]
             held = [pair for pair in found if pair is not None]
             if len(held) < len(granularities):
                 missing.append(doc_id)
                 continue
             tier = max((tier for _, tier in held), key=_TIERS.index, default="memory")
-            documents[doc_id] = _describe(served, said, [entry for entry, _ in held], tier)
+            documents[doc_id] = _describe(served, document.said, [entry for entry, _ in held], tier)
         if missing:
             documents |= _read(served, {doc_id: known[doc_id] for doc_id in missing}, granularities)
         return documents
 
 
+def _find(catalog: Catalog, doc_id: str) -> _Known | None:
+    said = catalog.find(doc_id)
+    return None if said is None else _Known(said=said, keys={g: name_rows(said.identity, g) for g in GRANULARITIES})
+
+
 def _read(
-    served: _Served, known: Mapping[str, CatalogEntry], granularities: Sequence[Granularity]
+    served: _Served, known: Mapping[str, _Known], granularities: Sequence[Granularity]
 ) -> dict[str, StoredDocument]:
     """Documents from the store; their rows go to the cache."""
     stored = read_documents(served.snapshot, list(known), granularities)
     documents = {}
     for doc_id, document in stored.items():
-        said = known[doc_id]
+        said, keys = known[doc_id].said, known[doc_id].keys
         entries = []
         for name in granularities:
             entry = Entry(rows=_pick(document.rows, name), source=said.source)
-            served.cache.put(name, name_rows(said.identity, name), entry)
+            served.cache.put(name, keys[name], entry)
             entries.append(entry)
         documents[doc_id] = _describe(served, said, entries, "snapshot")
     return documents

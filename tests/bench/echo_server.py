@@ -1,8 +1,6 @@
 """A bare FastAPI application that answers with the body it is sent: what any answer costs. With --ray under Ray Serve,
 with the settings that ``lodestream serve --ray`` has."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading
