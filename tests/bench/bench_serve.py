@@ -40,7 +40,7 @@ from lodestream.storage.store import FeatureStore
 NAME = "serve"
 NUM_DOCUMENTS = 150
 MAX_DOCUMENT_CHARS = 3000
-ROUNDS = 4
+ROUNDS = 3
 LOAD_S = 2  # wrk takes whole seconds
 ECHO = Path(__file__).with_name("echo_server.py")
 FORMS = ("uvicorn", "Ray Serve")
