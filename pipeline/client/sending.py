@@ -101,7 +101,8 @@ class Sending:
         }
 
     def _is_worth_it(self, response: httpx.Response) -> bool:
-        return response.status_code in RETRIED_STATUSES and _retry_after_s(response) <= self.max_retry_after_s
+        passes = response.status_code in RETRIED_STATUSES or _is_of_proxy(response)
+        return passes and _retry_after_s(response) <= self.max_retry_after_s
 
     def describe_failure(self, error: httpx.HTTPError) -> ServeError:
         """The error of a call that got no answer."""
@@ -153,6 +154,12 @@ def _describe_problem(response: httpx.Response) -> LodestreamError:
     if status == 404:
         return NotFoundError(message, hint)
     return _ERRORS.get(status, ServeError)(message, hint, retry_after_s=_retry_after_s(response))
+
+
+def _is_of_proxy(response: httpx.Response) -> bool:
+    """Whether a 500 is none of the endpoint's: the HAProxy of Ray Serve says 500 where a replica died or there is none.
+    The endpoint's own one would come again."""
+    return response.status_code == 500 and response.headers.get("content-type") != "application/problem+json"
 
 
 def _retry_after_s(response: httpx.Response) -> float:

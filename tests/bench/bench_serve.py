@@ -1,13 +1,14 @@
 """The endpoint under load, in both forms, each against a bare FastAPI echo in the same form and the same minute.
 
     reads        one id, 100 ids, search, encode: with one caller (what an answer takes), with eight (how many a second)
+    processor    what an answer takes of the processor
     publishing   reads while a loop publishes snapshots, and while a refresh encodes beside them at low priority
     memory       ten minutes of mixed load
 
 The load comes from wrk on the same machine (http_load.py). What the machine does besides disturbs all alike: the ratio
 to the echo is what carries over. ``x`` of a line is the form ("uvicorn", "Ray Serve").
 
-    python tests/bench/bench_serve.py [reads] [publishing] [memory] [FOLDER/]
+    python tests/bench/bench_serve.py [reads] [processor] [publishing] [memory] [FOLDER/]
 
 A folder that is given keeps the store for another run.
 """
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 from corpora import read_corpus, read_paragraphs, write_files
 from harness import measure_time, record, start
 from http_load import HttpRequest, Load, run_load
@@ -171,6 +173,33 @@ def measure_reads(folder: Path, ids: Sequence[str]) -> None:
                 record(NAME, "lodestream", "library.get in process, p50", "ms", [statistics.median(times)])
 
 
+def measure_processor(folder: Path, ids: Sequence[str]) -> None:
+    """Processor time of an answer, of all processes of the server: what a busy machine disturbs least."""
+    for form in FORMS:
+        with ExitStack() as stack:
+            own = stack.enter_context(start_server(form, serve(form, folder), folder))
+            bare = stack.enter_context(start_server(form, echo(form), folder))
+            small = make_requests(ids)["get one id"]
+            kinds = {"echo": (bare, [HttpRequest(path="/echo", body=small[0].body)])}
+            kinds |= {name: (own, wanted) for name, wanted in make_requests(ids).items()}
+            for name, (server, wanted) in kinds.items():
+                run_load(server.url, wanted, seconds=1, connections=4)
+                values = []
+                for _ in range(ROUNDS):
+                    before = sum_processor_s(server)
+                    load = run_load(server.url, wanted, seconds=LOAD_S, connections=1)
+                    values.append((sum_processor_s(server) - before) / load.requests * 1000)
+                who = "bare FastAPI" if name == "echo" else "lodestream"
+                record(NAME, who, f"{name}, processor time", "ms", values, x=form, config={"form": form})
+
+
+def sum_processor_s(server: Server) -> float:
+    """Processor time that the processes of a server have used so far."""
+    root = psutil.Process(server.process.pid)
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    return sum(spent.user + spent.system for spent in times)
+
+
 def publish_forever(folder: Path, stop: threading.Event, *, encode: bool, published: list[float]) -> None:
     """Edits a document and refreshes, again and again; at low priority and with one thread. ``encode``: long edits, so
     that the encoder is at work nearly all the time."""
@@ -253,7 +282,12 @@ def measure_memory(folder: Path, ids: Sequence[str], *, minutes: float = 10) -> 
 
 
 def main(parts: Sequence[str]) -> None:
-    known = {"reads": measure_reads, "publishing": measure_publishing, "memory": measure_memory}
+    known = {
+        "reads": measure_reads,
+        "processor": measure_processor,
+        "publishing": measure_publishing,
+        "memory": measure_memory,
+    }
     chosen = [part for part in parts if "/" not in part]
     if set(chosen) - set(known):
         raise SystemExit(f"parts are {', '.join(known)}")

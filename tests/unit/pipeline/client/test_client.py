@@ -165,7 +165,7 @@ def test_tables_of_many_ids_are_of_one_snapshot(script: Script, ask: Callable[..
         ask("as_table")
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_passes_by_itself_is_tried_again(script: Script, ask: Callable[..., Any], status: int) -> None:
     script.answer(status, b"<html>", Retry_After="0.01").answer(200, HITS)
     assert ask("search", "x").snapshot == 7
@@ -196,7 +196,7 @@ PROBLEM = {"type": "about:blank", "title": "t", "status": 0, "detail": "what hap
 def test_what_does_not_pass_is_an_error_at_once(
     script: Script, ask: Callable[..., Any], status: int, kind: type[LodestreamError]
 ) -> None:
-    script.answer(status, PROBLEM | {"status": status})
+    script.answer(status, PROBLEM | {"status": status}, Content_Type="application/problem+json")
     with pytest.raises(LodestreamError) as raised:
         ask("search", "x")
     assert type(raised.value) is kind
