@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.featurizer import Featurizer
@@ -23,23 +23,20 @@ class BatchedEncoding:
         featurizer: of one feature version; nobody else encodes with it.
         limits: what a request may bring, and what may wait.
         num_threads: of torch.
-        on_batch: called in the event loop after each batch.
     """
 
-    def __init__(
-        self,
-        featurizer: Featurizer,
-        limits: Limits,
-        *,
-        num_threads: int,
-        on_batch: Callable[[BatchRecord], None] | None = None,
-    ) -> None:
+    def __init__(self, featurizer: Featurizer, limits: Limits, *, num_threads: int) -> None:
         options = TextEncoderOptions(
             num_threads=num_threads, batch_tokens=limits.batch_tokens, max_queued_tokens=limits.max_queued_tokens
         )
-        self._encoder = TextEncoder(featurizer, options, check_tokens=limits.check_tokens, on_batch=on_batch)
+        self._encoder = TextEncoder(featurizer, options, check_tokens=limits.check_tokens, on_batch=self._note)
         self._num_encoded_tokens = 0
         self._num_known_tokens = 0
+        self._num_batches = 0
+        self._num_segments = 0
+        self._batch_tokens = 0
+        self._wait_s = 0.0
+        self._run_s = 0.0
 
     @property
     def featurizer(self) -> Featurizer:
@@ -71,9 +68,21 @@ class BatchedEncoding:
         self._num_known_tokens += sum(num_tokens) - num_encoded
         return EncodedTexts(rows=[text.rows for text in encoded], num_tokens=num_tokens, num_encoded_tokens=num_encoded)
 
+    def _note(self, batch: BatchRecord) -> None:
+        self._num_batches += 1
+        self._num_segments += len(batch.waits_s)
+        self._batch_tokens += batch.tokens
+        self._wait_s += sum(batch.waits_s)
+        self._run_s += batch.ran_s
+
     def count(self) -> Mapping[str, int]:
-        """See parts.Encoding."""
+        """See parts.Encoding. Waiting is counted for each segment."""
         return {
+            "batches": self._num_batches,
+            "batch_segments": self._num_segments,
+            "batch_tokens": self._batch_tokens,
+            "wait_ms": round(self._wait_s * 1000),
+            "run_ms": round(self._run_s * 1000),
             "waiting": self._encoder.batcher.num_requests,
             "queued_tokens": self._encoder.batcher.queued_tokens,
             "encoded_tokens": self._num_encoded_tokens,

@@ -125,6 +125,20 @@ class _ServiceCollector(Collector):
         tokens.add_metric(["encoded"], counts["encoded_tokens"])
         tokens.add_metric(["known"], counts["known_tokens"])
         yield tokens
+        yield from _collect_batches(counts)
+
+
+def _collect_batches(counts: Mapping[str, int]) -> Iterator[Metric]:
+    """Of the micro-batches. Segments by batches is how many share one; seconds by segments is how long one waits."""
+    yield GaugeMetricFamily("lodestream_encode_queued_tokens", "Tokens before the encoder.", counts["queued_tokens"])
+    for name, help_text in (
+        ("batches", "Batches encoded."),
+        ("batch_segments", "Segments in them."),
+        ("batch_tokens", "Tokens in them."),
+    ):
+        yield CounterMetricFamily(f"lodestream_encode_{name}", help_text, counts[name])
+    for name, help_text in (("wait", "Time that segments waited."), ("run", "Time that batches took.")):
+        yield CounterMetricFamily(f"lodestream_encode_{name}_seconds", help_text, counts[f"{name}_ms"] / 1000)
 
 
 def _collect_cache(counts: Mapping[str, Any]) -> Iterator[Metric]:

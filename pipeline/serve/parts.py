@@ -158,7 +158,8 @@ class Encoding(Protocol):
         """
 
     def count(self) -> Mapping[str, int]:
-        """Numbers for /metrics and the page: "waiting" requests now; "encoded_tokens", "known_tokens" so far."""
+        """Numbers for /metrics and the page: "waiting" requests now; "encoded_tokens", "known_tokens" so far; and
+        of the batches "queued_tokens" now, "batches", "batch_segments", "batch_tokens", "wait_ms", "run_ms" so far."""
 
     def close(self) -> None:
         """Ends its threads; what waits is refused with ServiceUnavailable."""

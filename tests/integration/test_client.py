@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -136,5 +137,11 @@ def test_slow_gone_and_broken_callers_harm_nobody(served: Served, client: lodest
     encoding = served.service.encoding
     assert encoding is not None
     wait_until(lambda: encoding.count()["queued_tokens"] == 0)
-    assert encoding.count()["waiting"] == 0
+    counts = encoding.count()
+    assert counts["waiting"] == 0
+    assert 0 < counts["batches"] <= counts["batch_segments"] <= counts["batch_tokens"]
+    with httpx2.Client(base_url=served.url, headers={"Authorization": f"Bearer {TOKEN}"}) as other:
+        metrics = other.get("/metrics").text
+    for name in ("queued_tokens 0.0", "batches_total", "batch_tokens_total", "wait_seconds_total", "run_seconds_total"):
+        assert f"\nlodestream_encode_{name}" in metrics
     assert client.readiness().status == "ready"
