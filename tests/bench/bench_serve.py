@@ -216,7 +216,7 @@ def publish_forever(folder: Path, stop: threading.Event, *, encode: bool, publis
         published.append(time.monotonic())
 
 
-def measure_publishing(folder: Path, ids: Sequence[str], *, seconds: int = 32) -> None:
+def measure_publishing(folder: Path, ids: Sequence[str], *, seconds: int = 24) -> None:
     """p99 of reads of one id: idle, while snapshots are published, while a refresh encodes as well."""
     wanted = make_requests(ids)["get one id"]
     for form in FORMS:
