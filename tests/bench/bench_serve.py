@@ -267,12 +267,17 @@ def measure_memory(folder: Path, ids: Sequence[str], *, minutes: float = 10) -> 
         assert httpx2.get(f"{own.url}/readyz").status_code == 200
     late = [mib for at, mib in samples if at >= minutes / 2]
     early = [mib for at, mib in samples if minutes / 10 <= at < minutes / 2]
-    config = {"minutes": minutes, "requests": num_requests, "failed": failed}
+    config = {
+        "minutes": minutes,
+        "mib": [round(mib) for _, mib in samples[::6]],
+        "requests": num_requests,
+        "failed": failed,
+    }
     record(NAME, "lodestream", "resident memory, first half", "MiB", early, config=config)
     record(NAME, "lodestream", "resident memory, second half", "MiB", late, config=config)
     figure, axes = plt.subplots(figsize=(7, 3))
     axes.plot([at for at, _ in samples], [mib for _, mib in samples], linewidth=1.2)
-    axes.set(xlabel="minutes of load", ylabel="resident memory, MiB", ylim=(0, None))
+    axes.set(xlabel="minutes of load", ylabel="resident memory, MiB", ylim=(0, 1.2 * max(late)))
     axes.set_title(
         f"lodestream serve: {num_requests:,} requests (reads, searches, new texts), {failed} failed", fontsize=9
     )
