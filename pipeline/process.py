@@ -39,6 +39,9 @@ RAY_SERVE_DEFAULTS: Final = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray's five seconds are too few for a machine that is busy: the proxy is killed while it starts, and again.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
 }
 
 

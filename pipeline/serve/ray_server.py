@@ -29,6 +29,7 @@ _FIRST_PORT, _LAST_PORT = 20_000, 30_000  # below what Linux gives to outgoing c
 
 _PROXY_START_S: Final = 60.0
 _LOOK_INTERVAL_S: Final = 1.0
+_SEE_LOG: Final = "see the logs below /tmp/ray/session_latest/logs/serve, or serve without --ray"
 
 
 def run_ray_server(loaded: LoadedConfig, *, replicas: int, announce: Announce) -> None:
@@ -54,13 +55,14 @@ def run_ray_server(loaded: LoadedConfig, *, replicas: int, announce: Announce) -
         port = listener.getsockname()[1]
     with open_ray(address) as replica_ports, _stop_on_signals() as stop:  # in this order: Ray sets handlers too
         from ray import serve
+        from ray.exceptions import RayError
 
         from lodestream.pipeline.serve.ray_endpoint import APPLICATION, make_application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         where = "EveryNode" if address else "HeadOnly"
-        serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_quiet())
         try:
+            serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_quiet())
             if not access.needs_token:
                 check_listeners(port, replica_ports)
             local = loaded if address else _share_threads(loaded, replicas)
@@ -71,6 +73,9 @@ def run_ray_server(loaded: LoadedConfig, *, replicas: int, announce: Announce) -
             _answer_until(stop, name_url(host, port), announce)
             # The application goes before the proxy, through which its last answers have to pass.
             serve.delete(APPLICATION)
+        except RayError as error:
+            first_line = str(error).partition("\n")[0]
+            raise ExecutorError(f"Ray Serve failed: {first_line}", _SEE_LOG) from error
         finally:
             serve.shutdown()
 
@@ -96,7 +101,7 @@ def check_listeners(port: int, replica_ports: range) -> None:
         if time.monotonic() > ends_at:
             raise ExecutorError(
                 f"Ray Serve's proxy does not listen on port {port} after {_PROXY_START_S:g} s",
-                "see its log below /tmp/ray/session_latest/logs/serve, or serve without --ray",
+                _SEE_LOG,
             )
         time.sleep(0.1)
 
