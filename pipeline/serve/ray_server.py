@@ -73,7 +73,7 @@ def run_ray_server(loaded: LoadedConfig, *, replicas: int, announce: Announce) -
             _answer_until(stop, name_url(host, port), announce)
             # The application goes before the proxy, through which its last answers have to pass.
             serve.delete(APPLICATION)
-        except RayError as error:
+        except (RayError, RuntimeError) as error:  # Serve says the latter of an application that does not start
             first_line = str(error).partition("\n")[0]
             raise ExecutorError(f"Ray Serve failed: {first_line}", _SEE_LOG) from error
         finally:
