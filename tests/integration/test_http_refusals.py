@@ -82,7 +82,7 @@ def test_an_unforeseen_error_says_nothing_of_itself(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(served.service.rows, "get", fail)
+    monkeypatch.setattr(served.service.rows, "get_held", fail)
     answer = served.client.get("/v1/features/wool.md")
     expect_problem(answer, 500)
     assert "secret" not in answer.text
