@@ -89,7 +89,7 @@ class VectorIndex:
 
     Guarantees: the same spans in the same order as a scan of the snapshot (``scores``), whatever the filters.
 
-    Cost: D + ROW_BYTES bytes of memory a row, while it is read up to twice BLOCK_ROWS rows of each class more.
+    Cost: D + ROW_BYTES bytes of memory a row; while all are read, about three and a half times that at the peak.
     """
 
     def __init__(
