@@ -194,8 +194,11 @@ def share_of(refreshes: Sequence[Refreshed]) -> float:
 
 def draw(streams: dict[str, list[dict[str, Any]]]) -> None:
     """Of each refresh: tokens encoded against tokens of the documents that changed."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, (stream, refreshes) in zip(figure.subplots(1, 2, sharey=True), sorted(streams.items()), strict=False):
+    if not streams:
+        return
+    figure = Figure(figsize=(4.5 * len(streams), 4), layout="constrained")
+    panels = figure.subplots(1, len(streams), sharey=True, squeeze=False)[0]
+    for axes, (stream, refreshes) in zip(panels, sorted(streams.items()), strict=True):
         tokens = [one["tokens"] for one in refreshes]
         encoded = [one["tokens_encoded"] for one in refreshes]
         axes.scatter(tokens, [max(number, 1) for number in encoded], s=14, alpha=0.5, linewidths=0)
