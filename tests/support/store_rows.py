@@ -165,7 +165,7 @@ def publish(store: FeatureStore, contents: Mapping[str, Sequence[str]], *, delet
     lease = take_lease(store)
     transaction = begin(store, lease=lease)
     write(transaction, contents, deleted=deleted)
-    snapshot = transaction.publish(checkpoint={"files": "cursor"}, run={"documents": len(contents)})
+    snapshot = transaction.publish(checkpoint={"files": "cursor"}, run={"documents": {"seen": len(contents)}})
     lease.release()
     return snapshot
 

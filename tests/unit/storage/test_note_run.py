@@ -21,11 +21,11 @@ def store(tmp_path: Path) -> FeatureStore:
 def test_failure_before_and_after_the_epoch_is_raised(store: FeatureStore) -> None:
     lease = take_lease(store)
     store.note_run(lambda run: {**run, "failure": "planning"}, lease=lease)
-    assert store.pointer().run == {"documents": 1, "failure": "planning"}
+    assert store.pointer().run == {"documents": {"seen": 1}, "failure": "planning"}
     write(begin(store, lease=lease), {"b": ["2"]})
     store.note_run(lambda run: {**run, "failure": "encoding"}, lease=lease)
     pointer = store.pointer()
-    assert pointer.run == {"documents": 1, "failure": "encoding"} and pointer.staged is not None
+    assert pointer.run == {"documents": {"seen": 1}, "failure": "encoding"} and pointer.staged is not None
 
 
 def test_overtaken_run_leaves_the_pointer_to_the_next_writer(store: FeatureStore) -> None:
@@ -36,5 +36,5 @@ def test_overtaken_run_leaves_the_pointer_to_the_next_writer(store: FeatureStore
         store.note_run(lambda run: {**run, "failure": "overtaken"}, lease=overtaken)
     # A changed pointer would have refused this one's swap.
     transaction.publish(checkpoint={}, run={"documents": 2})
-    assert store.pointer().run == {"documents": 2}
+    assert store.pointer().run == {"documents": {"seen": 2}}
     assert read_contents(store.open_snapshot()) == {"a": ["1"], "b": ["2"]}
