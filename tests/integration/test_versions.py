@@ -211,17 +211,17 @@ def test_names_and_features_are_not_confused(with_other: Workspace) -> None:
 
 
 def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lodestream.actors import featurizer
+    from lodestream.actors import outlines
     from lodestream.errors import DocumentError
 
-    outline = featurizer.outline_documents
+    outline = outlines.outline_documents
 
     def refuse(texts: list[str], *rest: Any) -> Any:
         if any(text == DOCUMENTS[NAMES[0]] for text in texts):
             raise DocumentError("too knotty")
         return outline(texts, *rest)
 
-    monkeypatch.setattr(featurizer, "outline_documents", refuse)
+    monkeypatch.setattr(outlines, "outline_documents", refuse)
     change = versions.add(workspace.load(OTHER), "other")
     assert change.done.failed == [{"doc_id": NAMES[0], "reason": "too knotty"}]
     assert versions.add(workspace.load(OTHER), "other").done.computed == 0
