@@ -35,6 +35,6 @@ def test_overtaken_run_leaves_the_pointer_to_the_next_writer(store: FeatureStore
     with pytest.raises(FencedError):
         store.note_run(lambda run: {**run, "failure": "overtaken"}, lease=overtaken)
     # A changed pointer would have refused this one's swap.
-    transaction.publish(checkpoint={}, run={"documents": 2})
+    transaction.publish(checkpoint={}, run={"documents": {"seen": 2}})
     assert store.pointer().run == {"documents": {"seen": 2}}
     assert read_contents(store.open_snapshot()) == {"a": ["1"], "b": ["2"]}
