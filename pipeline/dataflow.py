@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.errors import ExecutorError
-from lodestream.pipeline.config import RunConfig
+from lodestream.pipeline.config.settings import RunConfig
 from lodestream.pipeline.executors import Executor, LocalExecutor
 from lodestream.pipeline.stages import Reading
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from lodestream.errors import NotFoundError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.report import read_run_start
 from lodestream.pipeline.session import read_published

@@ -13,7 +13,7 @@ from typing import Any, Final
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.errors import ConfigError, FeatureVersionMismatch, ModelError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.session import make_featurizer, options_of_recipe, read_options
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.version import KeptVersion

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.gap import find_gap
 from lodestream.pipeline.sources.protocol import Candidate, SourceState

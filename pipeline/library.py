@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.errors import NotFoundError
-from lodestream.pipeline.config import load_config
+from lodestream.pipeline.config.settings import load_config
 from lodestream.pipeline.search import Hit, search_snapshot
 from lodestream.pipeline.session import options_of_recipe
 from lodestream.schema import features_schema

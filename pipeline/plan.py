@@ -18,7 +18,7 @@ from lodestream.pipeline.changes import (
     plan_reads,
     survey_source,
 )
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.session import fix_gate, read_published
 from lodestream.pipeline.sources.catalog import open_sources

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from lodestream.actors.prepared import spans_from_table
 from lodestream.pipeline.changes import PlannedRead
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.executors import MICRO_BATCH_DOCUMENTS
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.reuse import find_known

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from lodestream.errors import GuardRefused, NotFoundError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.report import name_run
 from lodestream.pipeline.states import read_quarantine
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema

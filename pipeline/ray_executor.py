@@ -26,7 +26,7 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ExecutorError, LodestreamError
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
-from lodestream.pipeline.config import RunConfig
+from lodestream.pipeline.config.settings import RunConfig
 from lodestream.pipeline.executors import MICRO_BATCH_BYTES, MICRO_BATCH_DOCUMENTS, OnProgress
 from lodestream.pipeline.ray_session import start_ray
 from lodestream.pipeline.reuse import SegmentIndex, find_known

@@ -19,7 +19,7 @@ from typing import Any, Final
 from lodestream.errors import CommitConflict, LodestreamError, QuarantineShareExceeded
 from lodestream.pipeline.attention_report import read_setting
 from lodestream.pipeline.changes import PlannedRead, guard_deletions, plan_reads
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.feature_version import place_of
 from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport, name_run

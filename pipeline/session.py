@@ -14,7 +14,7 @@ from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ConfigError, StoreNotFound
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.precision import native_precision
-from lodestream.pipeline.config import Config, LoadedConfig
+from lodestream.pipeline.config.settings import Config, LoadedConfig
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 

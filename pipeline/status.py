@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from lodestream.errors import StoreNotFound, StoreUnreachable
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.durations import format_duration
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.lease import LeaseRecord, read_lease

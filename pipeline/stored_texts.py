@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.actors.paragraphs import TextFormat
-from lodestream.pipeline.config import LoadedConfig
-from lodestream.pipeline.config_sources import TableSection
+from lodestream.pipeline.config.settings import LoadedConfig
+from lodestream.pipeline.config.sources import TableSection
 from lodestream.pipeline.sources.formats import DocumentFormat, format_of
 from lodestream.pipeline.sources.protocol import Candidate, ReadBody
 from lodestream.storage.store import Snapshot

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from lodestream.errors import LodestreamError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.quarantine import recount
 from lodestream.pipeline.report import RunReport
 from lodestream.storage.findings import Verification

@@ -20,7 +20,7 @@ from lodestream.errors import (
     StoreNotFound,
 )
 from lodestream.pipeline import refresh
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.feature_version import Recipe, describe_differences, featurizer_of, find_asked, place_of
 from lodestream.pipeline.gap import find_gap
 from lodestream.pipeline.level import Leveller, Progress

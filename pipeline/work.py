@@ -14,7 +14,7 @@ import pyarrow as pa
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts
 from lodestream.pipeline.changes import PlannedRead, cut_chunks
-from lodestream.pipeline.config import Config, RunConfig
+from lodestream.pipeline.config.settings import Config, RunConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.executors import Executor, Progress
 from lodestream.pipeline.report import RunReport

@@ -38,7 +38,7 @@ from lodestream.pipeline.cli.store import add_store_verbs
 from lodestream.pipeline.cli.upkeep import add_upkeep_verbs
 from lodestream.pipeline.cli.verify import add_verify_verb
 from lodestream.pipeline.cli.versions import versions_app
-from lodestream.pipeline.config_templates import FOLDERS, Template
+from lodestream.pipeline.config.templates import FOLDERS, Template
 from lodestream.pipeline.process import set_process_defaults
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def init(
 ) -> None:
     """Write lodestream.toml into the current folder."""
     from lodestream.errors import ConfigError
-    from lodestream.pipeline.config import write_initial_config
+    from lodestream.pipeline.config.settings import write_initial_config
 
     note_flags(as_json=as_json, debug=debug)
     folder = Path(path or ".").expanduser()
@@ -105,7 +105,7 @@ def init(
 @app.command()
 def check(config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Look whether a run would work: configuration, sources, store, disk, model, executor."""
-    from lodestream.pipeline.check import check_all
+    from lodestream.pipeline.checks.check import check_all
 
     note_flags(as_json=as_json, debug=debug)
     results = []
@@ -223,7 +223,7 @@ def config_show(
     config: ConfigFile = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Print every setting with its value and its origin."""
-    from lodestream.pipeline.config import list_settings
+    from lodestream.pipeline.config.settings import list_settings
 
     note_flags(as_json=as_json, debug=debug)
     settings = list_settings(load(config, overrides))
@@ -239,7 +239,7 @@ def config_show(
 @config_app.command("schema")
 def config_schema(debug: Debug = False) -> None:
     """Print the JSON schema of lodestream.toml."""
-    from lodestream.pipeline.config import Config
+    from lodestream.pipeline.config.settings import Config
 
     note_flags(debug=debug)
     output.print_json(Config.model_json_schema())

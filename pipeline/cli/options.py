@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 if TYPE_CHECKING:
-    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.config.settings import LoadedConfig
     from lodestream.pipeline.library import Library
 
 INTERRUPTED: Final = 130
@@ -38,7 +38,7 @@ class Flags:
 
 def load(config: Path | None, overrides: list[str] | None) -> LoadedConfig:
     """The configuration that a verb's options name."""
-    from lodestream.pipeline.config import load_config
+    from lodestream.pipeline.config.settings import load_config
 
     return load_config(start=Path.cwd(), file=config, overrides=overrides or ())
 

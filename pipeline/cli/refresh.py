@@ -14,7 +14,7 @@ from lodestream.pipeline.cli.attention import describe_attention
 from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json, Overrides, load, note_flags
 
 if TYPE_CHECKING:
-    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.config.settings import LoadedConfig
     from lodestream.pipeline.schedule import Outcome
 
 MAX_LINES = 10

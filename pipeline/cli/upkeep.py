@@ -11,7 +11,7 @@ from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, 
 from lodestream.pipeline.sizes import MIB
 
 if TYPE_CHECKING:
-    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.config.settings import LoadedConfig
     from lodestream.storage.maintenance import Upkeep
     from lodestream.storage.purge import PurgePlan
 

@@ -13,7 +13,7 @@ from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lodestream.pipeline.config import LoadedConfig
+    from lodestream.pipeline.config.settings import LoadedConfig
     from lodestream.pipeline.versions import Change
 
 MAX_LINES = 10

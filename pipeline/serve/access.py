@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lodestream.errors import AccessDenied, ConfigError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
 """Probes of a cluster carry no token; they say nothing about the content."""

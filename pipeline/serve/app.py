@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 
 from lodestream import __version__
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.serve.access import Access
 from lodestream.pipeline.serve.board import Board
 from lodestream.pipeline.serve.gate import Gate

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from lodestream.errors import LodestreamError, StoreNotFound
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.durations import format_duration
 from lodestream.pipeline.serve.metrics import Metrics
 from lodestream.pipeline.serve.models import Readiness

@@ -10,7 +10,7 @@ from lodestream.errors import RequestTooLarge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """See pipeline/config_serve.py for each."""
+    """See pipeline/config/serve.py for each."""
 
     request_timeout_s: float = 30.0
     max_requests: int = 256

@@ -6,7 +6,7 @@ import os
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import FeaturizerOptions
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.serve.batched_encoding import BatchedEncoding
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.cached_encoding import CachedEncoding

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from lodestream.pipeline.config import LoadedConfig, load_config
+from lodestream.pipeline.config.settings import LoadedConfig, load_config
 from lodestream.pipeline.serve.access import open_access
 from lodestream.pipeline.serve.app import build_app
 from lodestream.pipeline.serve.opening import open_service

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lodestream.errors import ConfigError, ExecutorError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.process import has_haproxy, set_ray_serve_defaults
 from lodestream.pipeline.serve.access import open_access
 from lodestream.pipeline.serve.listeners import list_listeners

@@ -11,7 +11,7 @@ from typing import Final
 import uvicorn
 
 from lodestream.errors import ConfigError
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.serve.access import open_access
 from lodestream.pipeline.serve.app import build_app
 from lodestream.pipeline.serve.models import Readiness

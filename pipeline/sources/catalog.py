@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lodestream.pipeline.config import LoadedConfig
-from lodestream.pipeline.config_sources import (
+from lodestream.pipeline.config.settings import LoadedConfig
+from lodestream.pipeline.config.sources import (
     DeltaSource,
     FilesSource,
     JsonLinesSource,

@@ -19,7 +19,7 @@ from typing import Final
 import pathspec
 
 from lodestream.errors import DocumentError, SourceContract
-from lodestream.pipeline.config_sources import FilesSource
+from lodestream.pipeline.config.sources import FilesSource
 from lodestream.pipeline.sources.folder import show_path, walk_folder
 from lodestream.pipeline.sources.formats import (
     AUTO,

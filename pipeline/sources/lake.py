@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from lodestream.errors import DocumentError, SourceContract, SourceUnavailable
-from lodestream.pipeline.config_sources import DeltaSource, LanceSource
+from lodestream.pipeline.config.sources import DeltaSource, LanceSource
 from lodestream.pipeline.sources.formats import reading_version
 from lodestream.pipeline.sources.parquet_rows import check_columns
 from lodestream.pipeline.sources.protocol import (

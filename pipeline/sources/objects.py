@@ -14,7 +14,7 @@ from typing import Any, Final
 import pathspec
 
 from lodestream.errors import ConfigError, DocumentError, SourceContract, SourceError, SourceUnavailable
-from lodestream.pipeline.config_sources import ObjectsSource
+from lodestream.pipeline.config.sources import ObjectsSource
 from lodestream.pipeline.sources.formats import (
     describe_failure,
     extract_bytes,

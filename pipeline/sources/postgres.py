@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.sources.formats import reading_version
 from lodestream.pipeline.sources.postgres_bounds import Bounds, bound_by_transactions, parse_time, read_bounds
 from lodestream.pipeline.sources.postgres_catalog import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.durations import format_duration
 from lodestream.pipeline.sources.postgres_session import PostgresSession
 from lodestream.pipeline.sql_names import quote_name, quote_table

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.sources.formats import reading_version
 from lodestream.pipeline.sources.postgres_catalog import ModeChoice, TableFacts
 from lodestream.pipeline.sql_names import quote_name, quote_table

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.sources.postgres_catalog import choose_mode, read_facts, require_columns
 from lodestream.pipeline.sources.postgres_query import write_body_query
 from lodestream.pipeline.sources.postgres_session import PostgresSession

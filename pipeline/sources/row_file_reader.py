@@ -9,7 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from lodestream.pipeline.config_sources import JsonLinesSource, ParquetSource
+from lodestream.pipeline.config.sources import JsonLinesSource, ParquetSource
 from lodestream.pipeline.sources.json_lines import read_line
 from lodestream.pipeline.sources.parquet_rows import make_fragment, read_place
 from lodestream.pipeline.sources.protocol import NO_HASH, Candidate, ReadBody

@@ -19,7 +19,7 @@ import pathspec
 import pyarrow as pa
 
 from lodestream.errors import DocumentError, SourceContract
-from lodestream.pipeline.config_sources import JsonLinesSource, ParquetSource
+from lodestream.pipeline.config.sources import JsonLinesSource, ParquetSource
 from lodestream.pipeline.sources.folder import show_path, walk_folder
 from lodestream.pipeline.sources.formats import describe_failure, reading_version
 from lodestream.pipeline.sources.json_lines import scan_lines

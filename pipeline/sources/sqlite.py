@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.sources.formats import reading_version
 from lodestream.pipeline.sources.protocol import Cursor, KnownStates, Observations, SourceChanges, SourceCheck
 from lodestream.pipeline.sources.row_texts import RowTexts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.durations import format_duration
 from lodestream.pipeline.sources.sqlite_session import SqliteSession
 from lodestream.pipeline.sql_names import quote_name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.sources.protocol import Candidate, ReadBody, SourceState
 from lodestream.pipeline.sources.row_texts import RowTexts, gone_body
 from lodestream.pipeline.sources.sqlite_query import choose_mode, write_bodies_query

@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from harness import record, start
 
-from lodestream.pipeline.config import LoadedConfig, load_config, write_initial_config
+from lodestream.pipeline.config.settings import LoadedConfig, load_config, write_initial_config
 from lodestream.pipeline.plan import make_plan
 from lodestream.pipeline.states import build_state_rows
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema

@@ -21,7 +21,7 @@ from pathlib import Path
 from bench_empty_tick import COMPILED, fill_store
 from harness import record, start
 
-from lodestream.pipeline.config import load_config
+from lodestream.pipeline.config.settings import load_config
 from tests.support.known import Known
 from tests.support.postgres import MODE_SETTINGS, connect, make_table, open_table
 from tests.support.servers import run_postgres

@@ -35,7 +35,7 @@ from corpora import read_corpus, read_paragraphs, write_files
 from harness import measure_time, record, start
 from http_load import HttpRequest, Load, run_load
 
-from lodestream.pipeline.config import load_config, write_initial_config
+from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.library import Library
 from lodestream.storage.store import FeatureStore
 

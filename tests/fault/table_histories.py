@@ -12,7 +12,7 @@ import time
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition
 
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.sources import sqlite
 from lodestream.pipeline.sources.sqlite_query import write_log
 from tests.fault.histories import NAME, PARAGRAPHS, TEXTS, Histories

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import StoreUnwritable
-from lodestream.pipeline import check_lease as check_module
-from lodestream.pipeline.check import _nearest_folder
-from lodestream.pipeline.check_lease import check_lease, require_compare_and_swap
-from lodestream.pipeline.check_result import CheckResult
+from lodestream.pipeline.checks import lease as check_module
+from lodestream.pipeline.checks.check import _nearest_folder
+from lodestream.pipeline.checks.lease import check_lease, require_compare_and_swap
+from lodestream.pipeline.checks.result import CheckResult
 from lodestream.storage.location import Location
 from lodestream.storage.registers.local import LocalRegister
 from lodestream.storage.registers.opening import RegisterKind, open_register

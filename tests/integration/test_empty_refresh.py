@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lodestream.pipeline.config import load_config
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.settings import load_config
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.sources.sqlite_query import write_log
 from tests.support.workspace import Workspace
 

@@ -10,7 +10,7 @@ import pytest
 from obstore.store import S3Store
 
 from lodestream.errors import ConfigError, SourceContract, SourceUnavailable
-from lodestream.pipeline.config_sources import ObjectsSource
+from lodestream.pipeline.config.sources import ObjectsSource
 from lodestream.pipeline.sources.objects import ObjectsPrefix
 from tests.support.known import Follower
 

@@ -9,7 +9,7 @@ import pytest
 
 from lodestream.errors import MassDeletionRefused, SourceContract, SourceUnavailable
 from lodestream.pipeline import refresh
-from lodestream.pipeline.config import LoadedConfig, load_config
+from lodestream.pipeline.config.settings import LoadedConfig, load_config
 from lodestream.storage.store import FeatureStore
 from tests.support.postgres import make_table, stored, write
 from tests.support.servers import Server

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lodestream.pipeline import refresh
-from lodestream.pipeline.config import load_config
+from lodestream.pipeline.config.settings import load_config
 from lodestream.pipeline.report import RunReport
 from lodestream.storage import steps
 from lodestream.storage.store import FeatureStore

@@ -21,7 +21,7 @@ from lodestream.errors import (
     QuarantineShareExceeded,
 )
 from lodestream.pipeline import feature_version, session, upkeep, versions
-from lodestream.pipeline.check import check_all
+from lodestream.pipeline.checks.check import check_all
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.gap import find_gap
 from lodestream.pipeline.status import read_status

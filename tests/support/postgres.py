@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.sources.postgres import PostgresTable
 
 TABLE = """

@@ -19,7 +19,7 @@ import pytest
 from lodestream.actors.paragraphs import text_format_of
 from lodestream.kernels import encoder
 from lodestream.pipeline import refresh
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.report import RunReport
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import Snapshot

@@ -14,7 +14,7 @@ import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI
 
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.serve.access import Access, open_access
 from lodestream.pipeline.serve.app import build_app
 from lodestream.pipeline.serve.opening import open_service

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lodestream.pipeline import refresh
-from lodestream.pipeline.config import LoadedConfig, load_config, write_initial_config
+from lodestream.pipeline.config.settings import LoadedConfig, load_config, write_initial_config
 from lodestream.pipeline.report import RunReport
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import FeatureStore, Snapshot

@@ -74,7 +74,7 @@ def test_it_builds_the_application(tree: dict[str, Any], tmp_path: Path) -> None
     from ray._common.utils import import_attr
 
     from lodestream.errors import ConfigError
-    from lodestream.pipeline.config import write_initial_config
+    from lodestream.pipeline.config.settings import write_initial_config
     from lodestream.pipeline.serve.ray_endpoint import BuildArguments
 
     (application,) = tree["applications"]

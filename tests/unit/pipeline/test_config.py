@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lodestream.errors import ConfigError
-from lodestream.pipeline.config import (
+from lodestream.pipeline.config.layers import flatten, read_toml
+from lodestream.pipeline.config.settings import (
     CONFIG_NAME,
     Config,
     LoadedConfig,
@@ -21,8 +22,7 @@ from lodestream.pipeline.config import (
     load_config,
     write_initial_config,
 )
-from lodestream.pipeline.config_layers import flatten, read_toml
-from lodestream.pipeline.config_sources import FilesSource
+from lodestream.pipeline.config.sources import FilesSource
 
 MINIMAL = '[sources.docs]\npath = "docs"\n'
 

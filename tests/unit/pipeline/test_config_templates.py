@@ -8,9 +8,9 @@ from typing import get_args
 
 import pytest
 
-from lodestream.pipeline.config import list_settings, load_config, write_initial_config
-from lodestream.pipeline.config_sources import SOURCE_KINDS
-from lodestream.pipeline.config_templates import Template
+from lodestream.pipeline.config.settings import list_settings, load_config, write_initial_config
+from lodestream.pipeline.config.sources import SOURCE_KINDS
+from lodestream.pipeline.config.templates import Template
 from lodestream.pipeline.sources.catalog import open_sources
 from tests.support.workspace import run_command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lodestream.pipeline.config_types import check_encoding
+from lodestream.pipeline.config.types import check_encoding
 
 
 @pytest.mark.parametrize("name", ["auto", "utf-8", "windows-1252", "koi8-r"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import ConfigError, ExecutorError
-from lodestream.pipeline.config import load_config, write_initial_config
+from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.serve import ray_server
 from lodestream.pipeline.serve.ray_server import check_listeners, run_ray_server
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from lodestream.errors import ConfigError, StoreCorrupt
 from lodestream.pipeline.cli.app import app
-from lodestream.pipeline.config import load_config, write_initial_config
+from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.upkeep import finish_run
 from lodestream.storage.store import FeatureStore

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lodestream.errors import AccessDenied, ConfigError
-from lodestream.pipeline.config import load_config, write_initial_config
+from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.serve.access import Access, is_loopback, open_access
 
 TOKEN = "a-token-that-is-long-enough"

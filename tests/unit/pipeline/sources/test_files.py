@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import FilesSource
+from lodestream.pipeline.config.sources import FilesSource
 from lodestream.pipeline.sources import files
 from lodestream.pipeline.sources.files import FilesFolder
 from lodestream.pipeline.sources.protocol import KnownDocument, ReadBody

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config import load_config
+from lodestream.pipeline.config.settings import load_config
 from lodestream.pipeline.sources.catalog import open_source
 from lodestream.pipeline.sources.protocol import Source
 from tests.support.known import Follower

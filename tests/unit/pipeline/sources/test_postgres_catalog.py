@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import PostgresSource
+from lodestream.pipeline.config.sources import PostgresSource
 from lodestream.pipeline.sources.postgres_catalog import TableFacts, choose_mode, parse_facts, require_columns
 from lodestream.pipeline.sources.postgres_query import write_queries
 from lodestream.pipeline.sources.postgres_session import explain_error, show_url

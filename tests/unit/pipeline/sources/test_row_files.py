@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import JsonLinesSource, ParquetSource
+from lodestream.pipeline.config.sources import JsonLinesSource, ParquetSource
 from lodestream.pipeline.sources import row_files
 from lodestream.pipeline.sources.row_files import RowFiles
 from tests.support.known import Follower

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lodestream.errors import SourceContract
-from lodestream.pipeline.config_sources import SqliteSource
+from lodestream.pipeline.config.sources import SqliteSource
 from lodestream.pipeline.sources.sqlite import SqliteTable
 from lodestream.pipeline.sources.sqlite_query import write_log
 from tests.support.known import Follower

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from lodestream.errors import LodestreamError
-from lodestream.pipeline.check_lease import check_lease, try_server
-from lodestream.pipeline.check_result import CheckResult
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.checks.lease import check_lease, try_server
+from lodestream.pipeline.checks.result import CheckResult
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.dataflow import choose_executor
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.session import read_published

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from lodestream.errors import CommitConflict, StoreNotFound, StoreUnwritable
-from lodestream.pipeline.check_result import CheckResult
-from lodestream.pipeline.config import LoadedConfig
+from lodestream.pipeline.checks.result import CheckResult
+from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.storage.coordination import open_lease
 from lodestream.storage.durability import explain_write_errors
 from lodestream.storage.lease import read_lease

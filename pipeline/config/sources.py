@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Tag
 
-from lodestream.pipeline.config_types import Duration, Encoding, Patterns, Section, Size, TableName, Text
+from lodestream.pipeline.config.types import Duration, Encoding, Patterns, Section, Size, TableName, Text
 from lodestream.pipeline.sizes import MIB
 
 DEFAULT_KIND: Final = "files"

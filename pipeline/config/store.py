@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from lodestream.pipeline.config_types import Duration, Section, Text
+from lodestream.pipeline.config.types import Duration, Section, Text
 from lodestream.storage.registers.address import hide_password
 from lodestream.storage.snapshot import MAX_SNAPSHOTS, Retention
 

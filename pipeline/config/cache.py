@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lodestream.pipeline.config_types import Duration, Section, Text
+from lodestream.pipeline.config.types import Duration, Section, Text
 from lodestream.pipeline.sizes import MIB, parse_size
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lodestream.errors import ConfigError
-from lodestream.pipeline.config_sources import SOURCE_KINDS
+from lodestream.pipeline.config.sources import SOURCE_KINDS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError

@@ -16,10 +16,10 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from lodestream.errors import ConfigError
-from lodestream.pipeline.config_cache import CacheConfig
-from lodestream.pipeline.config_encoder import DensityConfig, EncoderConfig, SegmentConfig
-from lodestream.pipeline.config_errors import describe_errors
-from lodestream.pipeline.config_layers import (
+from lodestream.pipeline.config.cache import CacheConfig
+from lodestream.pipeline.config.encoder import DensityConfig, EncoderConfig, SegmentConfig
+from lodestream.pipeline.config.errors import describe_errors
+from lodestream.pipeline.config.layers import (
     Assignment,
     assign,
     flatten,
@@ -27,13 +27,13 @@ from lodestream.pipeline.config_layers import (
     read_overrides,
     read_toml,
 )
-from lodestream.pipeline.config_lease import LeaseConfig
-from lodestream.pipeline.config_serve import ServeConfig
-from lodestream.pipeline.config_sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
-from lodestream.pipeline.config_store import StoreConfig, hide_secret
-from lodestream.pipeline.config_templates import Template, write_source
-from lodestream.pipeline.config_types import Duration, Section, Size, SourceName
-from lodestream.pipeline.config_upkeep import UpkeepConfig
+from lodestream.pipeline.config.lease import LeaseConfig
+from lodestream.pipeline.config.serve import ServeConfig
+from lodestream.pipeline.config.sources import DEFAULT_KIND, SOURCE_KINDS, SourceConfig
+from lodestream.pipeline.config.store import StoreConfig, hide_secret
+from lodestream.pipeline.config.templates import Template, write_source
+from lodestream.pipeline.config.types import Duration, Section, Size, SourceName
+from lodestream.pipeline.config.upkeep import UpkeepConfig
 from lodestream.pipeline.sizes import MIB, format_size
 from lodestream.storage.location import Location
 from lodestream.storage.registers.opening import name_kind

