@@ -1,7 +1,8 @@
 """What a source of documents is: changes since a cursor in one call, bodies in another.
 
-How to add a source. Give it a section in ``config_sources.py`` (a frozen model with ``kind: Literal["..."]``, listed
-in ``SourceConfig``), a module here with two classes, and a line in ``catalog.py``. The first class satisfies
+How to add a source. Give it a section in ``pipeline/config/sources.py`` (a frozen model with
+``kind: Literal["..."]``, listed in ``SourceConfig``), a module here with two classes, and a line in
+``catalog.py``. The first class satisfies
 ``Source`` and lives in the process that runs; it may hold connections. ``changes`` asks for names, versions, sizes
 and, where the server can compute it, hashes: never for bodies. What equals ``known`` is counted in ``num_seen`` and
 left out; every difference (``!=``, not ``>``) is a ``Candidate``. With ``since=None`` it names everything there is,
