@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from lodestream.errors import CommitConflict
-from lodestream.storage import snapshot, store, transaction
+from lodestream.storage import snapshot, store, transaction, writer
 from lodestream.storage.lease import Lease
 from lodestream.storage.registers.protocol import CasRegister, Record, Version
 from lodestream.storage.transaction import Transaction
@@ -53,6 +53,6 @@ def prepare_process(setup: ChaosSetup) -> contextlib.ExitStack:
     if not setup.is_fenced:
         for module in (snapshot, store):
             stack.enter_context(mock.patch.object(module, "open_register", _open_unfenced))
-        for owner, name in ((Transaction, "_require_newest"), (transaction, "require_claim"), (Lease, "require")):
+        for owner, name in ((Transaction, "_require_newest"), (writer, "require_claim"), (Lease, "require")):
             stack.enter_context(mock.patch.object(owner, name, return_value=None))
     return stack
