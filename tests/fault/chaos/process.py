@@ -47,12 +47,12 @@ def _open_unfenced(*place: Any, **options: Any) -> CasRegister:
 
 def prepare_process(setup: ChaosSetup) -> contextlib.ExitStack:
     """Makes this process one of the run, until the stack is closed."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.object(transaction, "RETAINED_AGE", timedelta(seconds=setup.retained_s)))
-    stack.enter_context(mock.patch.object(transaction, "MAX_UNREAD_VERSIONS", MAX_UNREAD_VERSIONS))
-    if not setup.is_fenced:
-        for module in (snapshot, store):
-            stack.enter_context(mock.patch.object(module, "open_register", _open_unfenced))
-        for owner, name in ((Transaction, "_require_newest"), (writer, "require_claim"), (Lease, "require")):
-            stack.enter_context(mock.patch.object(owner, name, return_value=None))
-    return stack
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(transaction, "RETAINED_AGE", timedelta(seconds=setup.retained_s)))
+        stack.enter_context(mock.patch.object(transaction, "MAX_UNREAD_VERSIONS", MAX_UNREAD_VERSIONS))
+        if not setup.is_fenced:
+            for module in (snapshot, store):
+                stack.enter_context(mock.patch.object(module, "open_register", _open_unfenced))
+            for owner, name in ((Transaction, "_require_newest"), (writer, "require_claim"), (Lease, "require")):
+                stack.enter_context(mock.patch.object(owner, name, return_value=None))
+        return stack.pop_all()  # all of it or nothing: one patch that fails takes the others back
