@@ -177,12 +177,6 @@ class Follower:
             view.num_users += 1
         return view
 
-    def hold(self, view: View) -> View:
-        """Holds a view that the caller holds already once more."""
-        with self._lock:
-            view.num_users += 1
-        return view
-
     def leave(self, view: View) -> None:
         """Ends one hold."""
         with self._lock:
