@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BeforeValidator, Field
-
-from lodestream.pipeline.config.types import Duration, Section, Text
-from lodestream.pipeline.sizes import MIB, parse_size
+from lodestream.pipeline.config.types import Budget, Duration, Section, Text
+from lodestream.pipeline.sizes import MIB
 
 if TYPE_CHECKING:
     from lodestream.storage.cache.layered import CacheOptions
-
-# Zero turns a part off.
-Budget = Annotated[
-    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=0)
-]
 
 
 class CacheConfig(Section):

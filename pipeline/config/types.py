@@ -32,9 +32,10 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Patterns = Annotated[
     tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 ]
-Size = Annotated[
-    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=1)
-]
+_Bytes = Annotated[int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
+Size = Annotated[_Bytes, Field(ge=1)]
+# Zero turns a part off.
+Budget = Annotated[_Bytes, Field(ge=0)]
 # In seconds.
 Duration = Annotated[
     float, BeforeValidator(lambda value: parse_duration(value) if isinstance(value, str) else value), Field(ge=0)
