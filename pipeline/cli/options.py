@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from lodestream.errors import ConfigError
+
 if TYPE_CHECKING:
     from lodestream.pipeline.config.settings import LoadedConfig
     from lodestream.pipeline.library import Library
@@ -22,6 +24,7 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 VersionName = Annotated[
     str | None,
     typer.Option("--version", metavar="NAME", help="Of this feature version instead of the one that is served."),
@@ -54,3 +57,19 @@ def open_library(config: Path | None, overrides: list[str] | None, version: str 
 def note_flags(*, as_json: bool = False, debug: bool = False) -> None:
     """Keeps what the printing of an error needs to know."""
     Flags.json, Flags.debug = as_json, debug
+
+
+def require_consent(
+    question: str, *, yes: bool, as_json: bool, danger: str, hint: str = "add --yes to carry it out"
+) -> None:
+    """Asks before what cannot simply be undone, unless ``--yes`` was given; whoever reads JSON cannot be asked.
+
+    Raises:
+        ConfigError: JSON is wanted and there is no ``--yes``; ``danger`` says what is at stake.
+        typer.Abort: the answer is no.
+    """
+    if yes:
+        return
+    if as_json:
+        raise ConfigError(danger, hint)
+    typer.confirm(question, abort=True, err=True)

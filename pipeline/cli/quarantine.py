@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, Yes, load, note_flags
 from lodestream.pipeline.cli.refresh import carry_out
 
 quarantine_app = typer.Typer(
@@ -66,7 +66,7 @@ def drop(
     doc_ids: Annotated[list[str], typer.Argument(metavar="DOC...", help="Documents to give up.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, Yes, load, note_flags, require_consent
 
 snapshots_app = typer.Typer(help="List snapshots, or go back to one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,12 +47,11 @@ def rollback(
     sequence: Annotated[int, typer.Argument(metavar="N", help="The snapshot, as `snapshots list` prints it.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Publish an earlier snapshot anew. The next refresh computes again what its sources have changed since."""
-    from lodestream.errors import ConfigError
     from lodestream.pipeline.rollback import roll_back
     from lodestream.storage.snapshot import read_pointer
 
@@ -62,11 +61,8 @@ def rollback(
     earlier = pointer.find_snapshot(sequence)
     if pointer.staged is not None:
         output.tell(f"what the unfinished run {pointer.staged.run_id} has staged is given up")
-    if not yes:
-        if as_json:
-            raise ConfigError("a rollback changes what every reader sees", "add --yes to carry it out")
-        question = f"go back from snapshot {pointer.sequence} to {sequence} ({earlier.published_at})?"
-        typer.confirm(question, abort=True, err=True)
+    question = f"go back from snapshot {pointer.sequence} to {sequence} ({earlier.published_at})?"
+    require_consent(question, yes=yes, as_json=as_json, danger="a rollback changes what every reader sees")
     snapshot = roll_back(loaded, sequence)
     if as_json:
         output.print_json({"snapshot": {"before": pointer.sequence, "after": snapshot.sequence}, "same_as": sequence})

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, Yes, load, note_flags, require_consent
 
 
 def add_store_verbs(app: typer.Typer) -> None:
@@ -43,12 +43,12 @@ def unlock(
     epoch: Annotated[int, typer.Option("--epoch", help="The lease's epoch, as status or the error says it.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Take the right to write from a run that hangs. If it is alive after all, it stops and publishes nothing."""
-    from lodestream.errors import ConfigError, NotFoundError
+    from lodestream.errors import NotFoundError
     from lodestream.storage.coordination import open_lease
     from lodestream.storage.lease import break_lease, read_lease
 
@@ -58,11 +58,13 @@ def unlock(
     found = read_lease(register)
     if found is None or found[0].released:
         raise NotFoundError("nobody holds the lease", "lodestream status")
-    if not yes:
-        if as_json:
-            raise ConfigError("the holder may be alive, and would stop", "add --yes to take the lease all the same")
-        question = f"take the lease from {output.show_line(found[0].holder)} (epoch {found[0].epoch})?"
-        typer.confirm(question, abort=True, err=True)
+    require_consent(
+        f"take the lease from {output.show_line(found[0].holder)} (epoch {found[0].epoch})?",
+        yes=yes,
+        as_json=as_json,
+        danger="the holder may be alive, and would stop",
+        hint="add --yes to take the lease all the same",
+    )
     broken = break_lease(register, epoch)
     if as_json:
         output.print_json({"holder": broken.holder, "epoch": broken.epoch})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags, require_consent
 from lodestream.pipeline.sizes import MIB
 
 if TYPE_CHECKING:
@@ -71,16 +71,12 @@ def _format_mib(num_bytes: int) -> str:
 
 
 def _purge(loaded: LoadedConfig, doc_ids: list[str], *, yes: bool, as_json: bool) -> None:
-    from lodestream.errors import ConfigError
     from lodestream.pipeline import upkeep
 
     planned = upkeep.plan(loaded, doc_ids)
     for line in _announce(planned):
         output.tell(line)
-    if not yes:
-        if as_json:
-            raise ConfigError("a purge cannot be undone", "add --yes to carry it out")
-        typer.confirm("Remove them for good?", abort=True, err=True)
+    require_consent("Remove them for good?", yes=yes, as_json=as_json, danger="a purge cannot be undone")
     done = upkeep.purge(loaded, planned)
     if as_json:
         output.print_json(done.as_dict())

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import (
+    INTERRUPTED,
+    ConfigFile,
+    Debug,
+    Json,
+    Overrides,
+    Yes,
+    load,
+    note_flags,
+    require_consent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +35,6 @@ versions_app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The feature version.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @versions_app.command("list")
@@ -89,16 +98,13 @@ def rollback(
     debug: Debug = False,
 ) -> None:
     """Serve the version again that was served before, with the latest documents."""
-    from lodestream.errors import ConfigError
     from lodestream.pipeline.versions import name_former
 
     note_flags(as_json=as_json, debug=debug)
     loaded = load(config, overrides)
     name = name_former(loaded)
-    if not yes:
-        if as_json:
-            raise ConfigError("a rollback changes what every reader sees", "add --yes to carry it out")
-        typer.confirm(f"serve version {name} again?", abort=True, err=True)
+    question = f"serve version {name} again?"
+    require_consent(question, yes=yes, as_json=as_json, danger="a rollback changes what every reader sees")
     _promote(loaded, name, as_json=as_json)
 
 
@@ -112,7 +118,6 @@ def drop(
     debug: Debug = False,
 ) -> None:
     """Give a version up, with the snapshots that it served. Its files go with the first upkeep an hour later."""
-    from lodestream.errors import ConfigError
     from lodestream.pipeline import versions
     from lodestream.storage.snapshot import read_pointer
     from lodestream.storage.version_keeper import require_other
@@ -123,10 +128,8 @@ def drop(
     lost = versions.list_served(pointer, require_other(pointer, name))
     if lost:
         output.tell(f"lost by it: the snapshots {', '.join(map(str, lost))} can no longer be opened or rolled back to")
-    if not yes:
-        if as_json:
-            raise ConfigError("a version that is dropped has to be computed again", "add --yes to carry it out")
-        typer.confirm(f"drop the feature version {name}?", abort=True, err=True)
+    question = f"drop the feature version {name}?"
+    require_consent(question, yes=yes, as_json=as_json, danger="a version that is dropped has to be computed again")
     lost = versions.drop(loaded, name)
     if as_json:
         output.print_json({"dropped": name, "lost_snapshots": lost})
