@@ -6,10 +6,15 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from lodestream.pipeline.cli.options import INTERRUPTED
 
 if TYPE_CHECKING:
     from lodestream.pipeline.executors import Progress
@@ -123,6 +128,26 @@ class TerminalProgress:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
+
+
+@contextmanager
+def show_progress(after_interrupt: str) -> Iterator[PlainProgress | TerminalProgress]:
+    """Progress on standard error, of something that keeps its finished chunks when Ctrl-C stops it.
+
+    Args:
+        after_interrupt: who goes on with them, for the note that Ctrl-C brings.
+
+    Raises:
+        typer.Exit: Ctrl-C was pressed.
+    """
+    progress = TerminalProgress() if sys.stderr.isatty() else PlainProgress()
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        tell(f"interrupted; finished chunks are kept, and {after_interrupt}")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.close()
 
 
 def describe_progress(progress: Progress) -> str:

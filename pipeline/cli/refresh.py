@@ -11,7 +11,7 @@ import typer
 from lodestream.errors import ConfigError, LeaseHeld, LodestreamError
 from lodestream.pipeline.cli import output
 from lodestream.pipeline.cli.attention import describe_attention
-from lodestream.pipeline.cli.options import INTERRUPTED, ConfigFile, Debug, Json, Overrides, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, load, note_flags
 
 if TYPE_CHECKING:
     from lodestream.pipeline.config.settings import LoadedConfig
@@ -90,16 +90,10 @@ def carry_out(
     """One run, with what it prints. See ``pipeline.refresh.run`` for the arguments."""
     from lodestream.pipeline import refresh as refresher
 
-    progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
-    try:
+    with output.show_progress("the next run continues from them") as progress:
         report = refresher.run(
             loaded, allow_mass_delete=allow_mass_delete, retry=retry, show_progress=progress, show_note=output.tell
         )
-    except KeyboardInterrupt:
-        output.tell("interrupted; finished chunks are kept, and the next run continues from them")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        progress.close()
     if as_json:
         output.print_json(report.as_dict(), compact=True)
         return

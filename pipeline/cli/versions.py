@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lodestream.pipeline.cli import output
 from lodestream.pipeline.cli.options import (
-    INTERRUPTED,
     ConfigFile,
     Debug,
     Json,
@@ -149,14 +147,8 @@ def _promote(loaded: LoadedConfig, name: str, *, as_json: bool) -> None:
 
 
 def _carry_out(verb: Callable[..., Change], loaded: LoadedConfig, name: str) -> Change:
-    progress = output.TerminalProgress() if sys.stderr.isatty() else output.PlainProgress()
-    try:
+    with output.show_progress("the same command goes on from them") as progress:
         return verb(loaded, name, show_progress=progress, show_note=output.tell)
-    except KeyboardInterrupt:
-        output.tell("interrupted; finished chunks are kept, and the same command goes on from them")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        progress.close()
 
 
 def _show(change: Change, what: str, *, as_json: bool, to_stderr: bool = False) -> None:
