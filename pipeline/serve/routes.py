@@ -205,9 +205,12 @@ def _add_search_routes(router: APIRouter, service: Service) -> None:
     async def score_density(body: DensityRequest, request: Request) -> Response:
         """How dense the paragraphs of texts or of stored documents are, and the regions that they make."""
         view, threshold, scored = await service.score(body, take_notes(request))
-        results = [describe_density(index, one, threshold).model_dump() for index, one in enumerate(scored)]
-        values = {"snapshot": view.record.sequence, "threshold": threshold, "results": results}
-        return _answer_json(to_json(values))
+
+        def render_json() -> bytes:
+            results = [describe_density(index, one, threshold).model_dump() for index, one in enumerate(scored)]
+            return to_json({"snapshot": view.record.sequence, "threshold": threshold, "results": results})
+
+        return _answer_json(await service.compute(sum(len(one.paragraphs) for one in scored), render_json))
 
 
 def take_notes(request: Request) -> Notes:
