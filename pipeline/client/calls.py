@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from lodestream.errors import RequestInvalid
 from lodestream.pipeline.serve.models import (
+    ARROW_STREAM,
+    JSON,
     DensityAnswer,
     DensityRequest,
     DocumentFeatures,
@@ -39,8 +41,6 @@ A = TypeVar("A")
 R = TypeVar("R", bound=Request)
 M = TypeVar("M", bound=BaseModel)
 
-ARROW: Final = "application/vnd.apache.arrow.stream"
-JSON: Final = "application/json"
 SNAPSHOT_HEADER: Final = "x-snapshot"
 
 _TABLE_IDS: Final = 500
@@ -86,7 +86,7 @@ def call_features_table(
 ) -> Call[tuple[pa.Table, int]]:
     """Feature rows of documents as they are stored, and the snapshot's number."""
     request = _make(FeaturesRequest, ids=list(ids), granularities=_list(granularities), snapshot=snapshot)
-    return _post("/v1/features:get", request, _read_table, accept=ARROW)
+    return _post("/v1/features:get", request, _read_table, accept=ARROW_STREAM)
 
 
 def call_document(doc_id: str) -> Call[DocumentFeatures]:
@@ -113,7 +113,7 @@ def call_encode_table(
 ) -> Call[tuple[pa.Table, int]]:
     """Feature rows of texts, and the number of the snapshot whose model made them."""
     request = _make(EncodeRequest, texts=list(texts), text_format=text_format, granularities=_list(granularities))
-    return _post("/v1/encode", request, _read_table, accept=ARROW)
+    return _post("/v1/encode", request, _read_table, accept=ARROW_STREAM)
 
 
 def call_embed(texts: Sequence[str], *, role: Role) -> Call[NDArray[np.float32]]:

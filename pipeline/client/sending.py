@@ -25,7 +25,7 @@ from lodestream.errors import (
     ServiceUnavailable,
 )
 from lodestream.pipeline.client.calls import Call, Received
-from lodestream.pipeline.serve.models import Problem
+from lodestream.pipeline.serve.models import JSON, PROBLEM_JSON, Problem
 
 A = TypeVar("A")
 
@@ -118,7 +118,7 @@ def build_request(call: Call[A]) -> dict[str, Any]:
     """What httpx's ``request`` is called with."""
     headers = {"Accept": call.accept}
     if call.content:
-        headers["Content-Type"] = "application/json"
+        headers["Content-Type"] = JSON
     return {"method": call.method, "url": call.path, "content": call.content or None, "headers": headers}
 
 
@@ -159,7 +159,7 @@ def _describe_problem(response: httpx.Response) -> LodestreamError:
 def _is_of_proxy(response: httpx.Response) -> bool:
     """Whether a 500 is none of the endpoint's: the HAProxy of Ray Serve says 500 where a replica died or there is none.
     The endpoint's own one would come again."""
-    return response.status_code == 500 and response.headers.get("content-type") != "application/problem+json"
+    return response.status_code == 500 and response.headers.get("content-type") != PROBLEM_JSON
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -14,12 +14,12 @@ from lodestream.errors import DeadlineExceeded, LodestreamError, RequestTooLarge
 from lodestream.pipeline.serve.access import Access
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.metrics import Metrics
-from lodestream.pipeline.serve.notes import Notes, take_request_id
+from lodestream.pipeline.serve.models import PROBLEM_JSON
+from lodestream.pipeline.serve.notes import NOTES, Notes, take_request_id
 from lodestream.pipeline.serve.problems import describe_error, describe_problem
 
 logger = logging.getLogger("lodestream.serve")
 
-NOTES: Final = "lodestream.notes"
 _SECURITY_HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _GONE: Final = 499  # the caller left before the answer: for the counts only
 _BROWSER_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="lodestream: the token as password", charset="UTF-8"')
@@ -68,7 +68,7 @@ class Gate:
             logger.exception("request %s failed", notes.request_id)
             detail = "the server failed to answer; its log names this request"
             problem = describe_problem(500, "Internal Error", detail, notes.request_id)
-            await answer.fail(500, {"content-type": "application/problem+json"}, problem)
+            await answer.fail(500, {"content-type": PROBLEM_JSON}, problem)
         finally:
             self._num_running -= counted
             self._metrics.observe(_name_route(scope), scope["method"], answer.status, notes)

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, 
 
 from lodestream.schema import GRANULARITIES, Granularity
 
+JSON: Final = "application/json"
+ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
+PROBLEM_JSON: Final = "application/problem+json"
+
 MAX_ID_CHARS: Final = 4096
 MAX_HITS: Final = 1000
 

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from lodestream.errors import ServiceUnavailable
 from lodestream.pipeline.serve.board import Board
 from lodestream.pipeline.serve.metrics import Metrics
-from lodestream.pipeline.serve.models import Readiness, SnapshotDescription, SnapshotsAnswer
+from lodestream.pipeline.serve.models import JSON, Readiness, SnapshotDescription, SnapshotsAnswer
 from lodestream.pipeline.serve.page import render_page
 from lodestream.pipeline.serve.rendering import to_json
 from lodestream.pipeline.serve.routes import REFUSALS
@@ -61,7 +61,7 @@ def _add_probes(router: APIRouter, board: Board) -> None:
         headers = _FRESH if readiness.is_ready else _FRESH | {"retry-after": _RETRY_AFTER_S}
         status_code = 200 if readiness.is_ready else 503
         content = to_json(readiness.model_dump())
-        return Response(content, status_code=status_code, media_type="application/json", headers=headers)
+        return Response(content, status_code=status_code, media_type=JSON, headers=headers)
 
 
 def _add_status(router: APIRouter, service: Service, board: Board) -> None:
@@ -69,7 +69,7 @@ def _add_status(router: APIRouter, service: Service, board: Board) -> None:
     async def status() -> Response:
         """What `lodestream status --json` prints, and how the server is."""
         values = await asyncio.to_thread(board.read_status)
-        return Response(to_json(values), media_type="application/json", headers=_FRESH)
+        return Response(to_json(values), media_type=JSON, headers=_FRESH)
 
     @router.get("/v1/snapshots", response_model=SnapshotsAnswer, responses={401: REFUSALS[401], 503: REFUSALS[503]})
     async def snapshots() -> Response:
@@ -89,4 +89,4 @@ def _add_status(router: APIRouter, service: Service, board: Board) -> None:
                 for record in reversed(pointer.history)
             ]
         )
-        return Response(to_json(answer.model_dump()), media_type="application/json", headers=_FRESH)
+        return Response(to_json(answer.model_dump()), media_type=JSON, headers=_FRESH)

@@ -21,10 +21,9 @@ from lodestream.errors import (
     StoreError,
     Transient,
 )
-from lodestream.pipeline.serve.notes import Notes
+from lodestream.pipeline.serve.models import PROBLEM_JSON
+from lodestream.pipeline.serve.notes import NOTES, Notes
 from lodestream.pipeline.serve.rendering import to_json
-
-PROBLEM_TYPE: Final = "application/problem+json"
 
 _STATUSES: Final[tuple[tuple[type, int], ...]] = (
     (NotFoundError, 404),
@@ -51,7 +50,7 @@ def describe_error(error: LodestreamError, request_id: str) -> tuple[int, dict[s
     retry_after_s = error.retry_after_s if isinstance(error, ServeError) else 0.0
     if status in (429, 503) and not retry_after_s:
         retry_after_s = _RETRY_AFTER_S
-    headers = {"content-type": PROBLEM_TYPE, "cache-control": "no-store"}
+    headers = {"content-type": PROBLEM_JSON, "cache-control": "no-store"}
     if retry_after_s:
         headers["retry-after"] = str(max(1, round(retry_after_s)))
     if isinstance(error, AccessDenied):
@@ -109,7 +108,7 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     first = errors[0] if errors else {"where": ["body"], "message": "invalid"}
     detail = f"{'.'.join(first['where'])}: {first['message']}"
     body = describe_problem(422, "Request Invalid", detail, _request_id(request), errors=errors)
-    return Response(body, status_code=422, media_type=PROBLEM_TYPE)
+    return Response(body, status_code=422, media_type=PROBLEM_JSON)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -117,9 +116,9 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     title = {404: "Not Found", 405: "Method Not Allowed", 400: "Bad Request"}.get(error.status_code, "Error")
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
     body = describe_problem(error.status_code, title, detail, _request_id(request))
-    return Response(body, status_code=error.status_code, headers=dict(error.headers or {}), media_type=PROBLEM_TYPE)
+    return Response(body, status_code=error.status_code, headers=dict(error.headers or {}), media_type=PROBLEM_JSON)
 
 
 def _request_id(request: Request) -> str:
-    notes = request.scope.get("lodestream.notes")
+    notes = request.scope.get(NOTES)
     return notes.request_id if isinstance(notes, Notes) else ""

@@ -32,7 +32,6 @@ FEATURE_COLUMNS: Final = (
 )
 _RENDERED: Final = (*FEATURE_COLUMNS, "codes", "scale", "computed_at")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
 
 _JSON_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 

@@ -15,9 +15,12 @@ from fastapi.routing import APIRoute
 
 from lodestream.errors import NotFoundError
 from lodestream.pipeline.serve.follower import View
-from lodestream.pipeline.serve.gate import NOTES, CallerGone
+from lodestream.pipeline.serve.gate import CallerGone
 from lodestream.pipeline.serve.models import (
+    ARROW_STREAM,
+    JSON,
     MAX_ID_CHARS,
+    PROBLEM_JSON,
     DensityAnswer,
     DensityRequest,
     DocumentFeatures,
@@ -33,10 +36,9 @@ from lodestream.pipeline.serve.models import (
     SnapshotChoice,
     VectorEncoding,
 )
-from lodestream.pipeline.serve.notes import Notes
+from lodestream.pipeline.serve.notes import NOTES, Notes
 from lodestream.pipeline.serve.regions import describe_density
 from lodestream.pipeline.serve.rendering import (
-    ARROW_STREAM,
     encode_vector,
     keep_granularities,
     render_documents,
@@ -52,9 +54,7 @@ from lodestream.schema import GRANULARITIES, Granularity, features_schema
 T = TypeVar("T")
 
 _ARROW: Final[dict[str, Any]] = {ARROW_STREAM: {"schema": {"type": "string", "format": "binary"}}}
-_PROBLEM: Final[dict[str, Any]] = {
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-}
+_PROBLEM: Final[dict[str, Any]] = {"content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": text, "model": Problem} | _PROBLEM
     for status, text in {
@@ -145,7 +145,7 @@ def _add_feature_routes(router: APIRouter, service: Service) -> None:
         headers = {"etag": etag, "cache-control": "private, no-cache"}
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type="application/json", headers=headers)
+        return Response(content, media_type=JSON, headers=headers)
 
 
 def _add_text_routes(router: APIRouter, service: Service) -> None:
@@ -264,7 +264,7 @@ def _name(view: View) -> dict[str, Any]:
 
 
 def _answer_json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+    return Response(content, media_type=JSON)
 
 
 def _answer_arrow(content: bytes) -> Response:
