@@ -223,10 +223,10 @@ def _encode_table(
 
 def _quieten_ray() -> None:
     """Errors reach the caller as exceptions; on the terminal Ray's own lines, tracebacks among them, would come first.
-    Its log files keep them."""
+    Its log files keep them; a handler that somebody else put there is theirs."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
 
 

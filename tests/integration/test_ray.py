@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import warnings
@@ -76,6 +77,15 @@ def test_ray_stores_what_local_stores_and_reuses_it(workspace: Workspace) -> Non
 def test_several_encoder_actors_store_the_same(workspace: Workspace) -> None:
     workspace.run("run.ray_workers=2")
     assert_equal_stores(workspace.open_snapshot(), open_local_twin(workspace))
+
+
+def test_of_those_who_hear_ray_data_only_the_terminal_hears_less(caplog: pytest.LogCaptureFixture) -> None:
+    """pytest listens to every logger that does not propagate, with the handler that it listens to ours with."""
+    handlers = logging.getLogger("ray.data").handlers
+    assert caplog.handler in handlers
+    ray_executor._quieten_ray()
+    quiet = [type(handler).__name__ for handler in handlers if handler.level == logging.CRITICAL]
+    assert quiet == ["PlainRayHandler"]
 
 
 class FailingIndex:
