@@ -169,6 +169,6 @@ def begin_upkeep(
 
 def measure_store(store: FeatureStore) -> tuple[int, int]:
     """Return the number of files of a store's tables, those of all its feature versions, and their bytes."""
-    places = {locate_table(store.location, name, slot) for name in TABLES for slot in store.pointer().named_slots()}
+    places = {locate_table(store.location, name, slot) for slot in store.pointer().named_slots() for name in TABLES}
     files = [item for place in places for item in place.list_objects()]
     return len(files), total_bytes(files)
