@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from lodestream.errors import StoreError
@@ -104,12 +103,6 @@ class Transaction(Writer):
         steps.reach("publish.trimmed")
         return snapshot
 
-    def rewrite(self, change: Callable[[str, Table], Table]) -> None:
-        """Change the tables past the chunks: ``change`` is given each with its name. Not staged: a kill undoes it."""
-        self._require_open()
-        for name, table in self._tables.items():
-            self._tables[name] = self._commit(partial(change, name, table))
-
     def publish_rewritten(
         self,
         change: Callable[[str, Table], Table],
@@ -164,15 +157,6 @@ class Transaction(Writer):
         record = replace(earlier, sequence=self._pointer.sequence + 1, run_id=self._identity.run_id, published_at=now)
         return self._swing_to(record, self._pointer.history, now, checkpoint=earlier.checkpoint, run=run)
 
-    def _swing_to(
-        self, record: SnapshotRecord, history: Sequence[SnapshotRecord], now: datetime, **changes: Any
-    ) -> Snapshot:
-        kept = self._pointer.retention.select((*history, record), now)
-        self._swing(**self._pointer.serve(record, now), history=kept, **changes)
-        self._is_open = False
-        steps.reach("publish.swung")
-        return self._open_snapshot(record)
-
     def abandon(self) -> None:
         """Drop everything staged and end the transaction; what is published stays. (A kill keeps the staged chunks.)"""
         self._require_open()
@@ -188,9 +172,6 @@ class Transaction(Writer):
         except StoreError as error:
             _LOG.warning("the staged work of run %s cannot be read and is done again: %s", staged.run_id, error)
             return None
-
-    def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
-        return Snapshot(self._location, record, self._tables)
 
     def _changes_nothing(self) -> bool:
         pointer = self._pointer
@@ -215,11 +196,8 @@ class Transaction(Writer):
 
     def _prepare_snapshot(self, now: datetime) -> SnapshotRecord:
         sequence = self._pointer.sequence + 1
-        for name, table in self._tables.items():
-            if table.version != self._pointer.tables[name]:
-                self._tables[name] = self._commit(partial(table.tidy, TABLES[name].indexed))
-        self._sync()
-        steps.reach("publish.synced")
+        before = self._pointer.tables
+        self._tidy([name for name, table in self._tables.items() if table.version != before[name]])
         return self._describe_snapshot(sequence, now)
 
     def _describe_snapshot(self, sequence: int, published_at: datetime | None) -> SnapshotRecord:

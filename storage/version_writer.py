@@ -6,14 +6,11 @@ loses one chunk, and a refresh of the version that is served in between leaves i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from lodestream.errors import GuardRefused
-from lodestream.schema import TABLES
 from lodestream.storage import steps
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
@@ -53,14 +50,7 @@ class VersionWriter(Writer):
     def base(self) -> Snapshot:
         """All chunks so far; each call pins the state of its moment."""
         record = replace(describe_kept(self._pointer, self._kept), tables=self._versions())
-        return Snapshot(self._location, record, self._tables)
-
-    def rewrite(self, change: Callable[[str, Table], Table]) -> None:
-        """Change the version's own tables past the chunks: ``change`` is given each with its name. ``finish`` keeps
-        what it returns."""
-        self._require_open()
-        for name in self._written:
-            self._tables[name] = self._commit(partial(change, name, self._tables[name]))
+        return self._open_snapshot(record)
 
     @property
     def is_level(self) -> bool:
@@ -86,9 +76,8 @@ class VersionWriter(Writer):
         """
         self._require_open()
         kept = self._kept
-        own = {name: self._tables[name].version for name in self._written}
-        if own != kept.tables or not self._is_indexed():
-            self._tidy()
+        if self._own_versions() != kept.tables or not self._is_indexed():
+            self._tidy(self._written)
         level = self._pointer.sequence if is_level else kept.level
         self._swing(**self._describe_chunks(level=level))
         steps.reach("version.finished")
@@ -123,28 +112,20 @@ class VersionWriter(Writer):
             published_at=now,
             checkpoint=pointer.checkpoint,
         )
-        history = pointer.retention.select((*pointer.history, record), now)
-        self._swing(**pointer.serve(record, now), history=history, run=run)
-        self._is_open = False
-        steps.reach("publish.swung")
-        return Snapshot(self._location, record, self._tables)
+        return self._swing_to(record, pointer.history, now, run=run)
 
     @property
     def _kept(self) -> KeptVersion:
         return self._pointer.find_version(self._name)
 
+    def _own_versions(self) -> dict[str, int]:
+        return {name: self._tables[name].version for name in self._written}
+
     def _is_indexed(self) -> bool:
         return all(self._tables[name].dataset.describe_indices() for name in self._written)
 
-    def _tidy(self) -> None:
-        for name in self._written:
-            self._tables[name] = self._commit(partial(self._tables[name].tidy, TABLES[name].indexed))
-        self._sync()
-        steps.reach("publish.synced")
-
     def _describe_chunks(self, **changes: Any) -> dict[str, Any]:
-        own = {name: self._tables[name].version for name in self._written}
-        moved = replace(self._kept, tables=own, **changes)
+        moved = replace(self._kept, tables=self._own_versions(), **changes)
         return {"versions": tuple(moved if kept.name == self._name else kept for kept in self._pointer.versions)}
 
 

@@ -6,15 +6,15 @@ Order of a chunk: commit to the tables, flush, name the versions in the pointer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
 
 from lodestream.errors import CommitConflict, CommitStateUnknown, FencedError, StoreError
-from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA
+from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, TABLES
 from lodestream.storage import steps
 from lodestream.storage.chunk import check_chunk, seal_chunk, select_removed
 from lodestream.storage.cleanup import remove_unread
@@ -22,8 +22,9 @@ from lodestream.storage.columns import conform_rows
 from lodestream.storage.durability import list_files, sync_new_files
 from lodestream.storage.lease import Lease
 from lodestream.storage.location import Location
+from lodestream.storage.reader import Snapshot
 from lodestream.storage.registers.protocol import CasRegister, Version
-from lodestream.storage.snapshot import PointerRecord
+from lodestream.storage.snapshot import PointerRecord, SnapshotRecord
 from lodestream.storage.table import Table
 
 RETAINED_AGE: Final = timedelta(hours=1)
@@ -133,12 +134,38 @@ class Writer:
         self._swing(**self._describe_chunks())
         steps.reach("chunk.staged")
 
+    def rewrite(self, change: Callable[[str, Table], Table]) -> None:
+        """Change the tables past the chunks: ``change`` is given each with its name. Not staged: a kill undoes it."""
+        self._require_open()
+        for name in self._written:
+            self._tables[name] = self._commit(partial(change, name, self._tables[name]))
+
     def _describe_chunks(self) -> dict[str, Any]:
         """What the pointer says of the chunks that are committed and not published."""
         raise NotImplementedError
 
     def _versions(self) -> dict[str, int]:
         return {name: table.version for name, table in self._tables.items()}
+
+    def _tidy(self, names: Iterable[str]) -> None:
+        """Bring the indexes of some tables up to date, and flush."""
+        for name in names:
+            self._tables[name] = self._commit(partial(self._tables[name].tidy, TABLES[name].indexed))
+        self._sync()
+        steps.reach("publish.synced")
+
+    def _open_snapshot(self, record: SnapshotRecord) -> Snapshot:
+        return Snapshot(self._location, record, self._tables)
+
+    def _swing_to(
+        self, record: SnapshotRecord, history: Sequence[SnapshotRecord], now: datetime, **changes: Any
+    ) -> Snapshot:
+        """Publish ``record`` after ``history``, and end the work."""
+        kept = self._pointer.retention.select((*history, record), now)
+        self._swing(**self._pointer.serve(record, now), history=kept, **changes)
+        self._is_open = False
+        steps.reach("publish.swung")
+        return self._open_snapshot(record)
 
     def _sync(self) -> None:
         for name, known in self._known.items():
