@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from lodestream.errors import StoreCorrupt
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.checksum import seal_documents, sum_features
-from lodestream.storage.compaction import rebuild_indexes
 from lodestream.storage.debris import sweep_debris
 from lodestream.storage.findings import Finding, Verification
 from lodestream.storage.lease import Lease
@@ -28,8 +27,7 @@ from lodestream.storage.table import Table
 from lodestream.storage.transaction import Transaction
 from lodestream.storage.verify import BACKUP, verify_store
 from lodestream.storage.verify_content import check_content
-from lodestream.storage.verify_files import list_broken_parts
-from lodestream.storage.version_upkeep import repair_versions
+from lodestream.storage.version_upkeep import mend_files, repair_versions
 
 _SEALED_AT_ONCE: Final = 256
 
@@ -82,10 +80,7 @@ def repair_store(
         begin_upkeep(store, pointer, run_id, lease).abandon()
     transaction = begin_upkeep(store, store.pointer(), run_id, lease)
     own = tuple(finding for finding in found.findings if finding.version is None)
-    transaction.rewrite(lambda _, table: _drop_broken(table, own))
-    wants_indexes = any(finding.mend in ("rebuild indexes", "drop file") for finding in own)
-    if wants_indexes:
-        transaction.rewrite(lambda _, table: rebuild_indexes(table))
+    rebuilt = mend_files(transaction, own)
     # Looked at again: what was in a file that is left out is missing only now.
     mended = check_content(_tables_of(transaction), deep=found.is_deep)
     to_compute = _name_documents(mended, "recompute")
@@ -108,7 +103,7 @@ def repair_store(
         to_compute=tuple(sorted(to_compute)),
         dropped=tuple(sorted(dropped)),
         files=tuple(finding.place for finding in found.findings if finding.mend == "drop file"),
-        rebuilt=wants_indexes,
+        rebuilt=rebuilt,
         num_sealed=len(unsealed),
         num_swept=num_swept,
         lost_run=pointer.staged.run_id if pointer.staged else None,
@@ -126,11 +121,6 @@ def require_opened(found: Verification) -> None:
     """
     if not found.num_rows:
         raise StoreCorrupt("; ".join(finding.what for finding in found.drift), BACKUP)
-
-
-def _drop_broken(table: Table, findings: tuple[Finding, ...]) -> Table:
-    broken = list_broken_parts(table, findings)
-    return table.drop_fragments(broken) if broken else table
 
 
 def _tables_of(transaction: Transaction) -> dict[str, Table]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 from lodestream.errors import StoreError
 from lodestream.schema import DOCUMENTS_SCHEMA, TABLES, features_schema
@@ -22,7 +21,7 @@ from lodestream.storage.verify_files import check_debris, list_broken_parts
 from lodestream.storage.version import VERSIONED_TABLES, KeptVersion
 from lodestream.storage.version_keeper import list_slots
 from lodestream.storage.version_writer import VersionWriter
-from lodestream.storage.writer import RETAINED_AGE
+from lodestream.storage.writer import RETAINED_AGE, Writer
 
 
 def has_dropped(pointer: PointerRecord, *, min_age: timedelta = RETAINED_AGE) -> bool:
@@ -136,9 +135,7 @@ def repair_versions(
     for kept in changed:
         writer = store.begin_version(kept.name, lease=lease, run_id=run_id)
         own = tuple(finding for finding in findings if finding.version == kept.name)
-        writer.rewrite(partial(_drop_broken, own))
-        if any(finding.mend in ("rebuild indexes", "drop file") for finding in own):
-            writer.rewrite(lambda _, table: rebuild_indexes(table))
+        mend_files(writer, own)
         # Looked at again: what was in a file that is left out is missing only now.
         tables = {name: writer.base.open_table(name) for name in VERSIONED_TABLES}
         wrong = {
@@ -158,7 +155,20 @@ def list_strays(store: FeatureStore, pointer: PointerRecord) -> list[str]:
     return sorted(list_slots(store.location) - pointer.named_slots())
 
 
-def _drop_broken(findings: tuple[Finding, ...], _: str, table: Table) -> Table:
+def mend_files(writer: Writer, findings: tuple[Finding, ...]) -> bool:
+    """Leave out the broken files among what was found, and make indexes anew where a file or an index is broken.
+
+    Returns:
+        Whether the indexes were made anew.
+    """
+    writer.rewrite(lambda _, table: _drop_broken(table, findings))
+    wants_indexes = any(finding.mend in ("rebuild indexes", "drop file") for finding in findings)
+    if wants_indexes:
+        writer.rewrite(lambda _, table: rebuild_indexes(table))
+    return wants_indexes
+
+
+def _drop_broken(table: Table, findings: tuple[Finding, ...]) -> Table:
     broken = list_broken_parts(table, findings)
     return table.drop_fragments(broken) if broken else table
 
