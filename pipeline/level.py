@@ -26,7 +26,7 @@ from lodestream.pipeline.sources.protocol import Candidate, SourceState
 from lodestream.pipeline.stages import QUARANTINED, Reading, StageOutput
 from lodestream.pipeline.stored_texts import StoredTexts, read_formats
 from lodestream.pipeline.work import Meter, ShowProgress, cut_work
-from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
+from lodestream.schema import DOCUMENTS_SCHEMA
 from lodestream.storage.store import Snapshot, VersionWriter
 
 _BYTES_A_TOKEN: Final = 4
@@ -95,11 +95,7 @@ class Leveller:
         """
         done = Progress()
         if self.gap.extra:
-            self.writer.write_chunk(
-                features=features_schema(featurizer.model.dim).empty_table(),
-                documents=DOCUMENTS_SCHEMA.empty_table(),
-                deleted_doc_ids=self.gap.extra,
-            )
+            self.writer.remove_documents(self.gap.extra)
             done.removed = len(self.gap.extra)
         reads = [_plan_read(row) for batch in self.gap.stale.to_batches() for row in batch.to_pylist()]
         if reads:

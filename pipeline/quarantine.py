@@ -90,7 +90,7 @@ def _write_dropped(transaction: Transaction, rows: Sequence[dict[str, Any]], run
     ]
     never = sorted(stored.keys() - worked.keys())
     if never:
-        transaction.write_chunk(features=empty, documents=DOCUMENTS_SCHEMA.empty_table(), deleted_doc_ids=never)
+        transaction.remove_documents(never)
     transaction.write_chunk(
         features=empty,
         documents=pa.Table.from_pylist(kept, schema=DOCUMENTS_SCHEMA),

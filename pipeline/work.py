@@ -72,11 +72,7 @@ class ChunkWriter:
     def carry_out(self, work: Work) -> None:
         """Stages everything; the caller publishes."""
         if work.deleted:
-            self._transaction.write_chunk(
-                features=self._no_features(),
-                documents=DOCUMENTS_SCHEMA.empty_table(),
-                deleted_doc_ids=work.deleted,
-            )
+            self._transaction.remove_documents(work.deleted)
         if work.reads:
             self._run_chunks(work.reads)
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import NotFoundError, StoreNotFound
-from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.compaction import compact, rebuild_indexes
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import begin_upkeep, measure_store
@@ -112,11 +111,7 @@ def purge_documents(store: FeatureStore, plan: PurgePlan, *, lease: Lease, run_i
         begin_upkeep(store, pointer, run_id, lease).abandon()
         pointer = store.pointer()
     transaction = begin_upkeep(store, pointer, run_id, lease)
-    transaction.write_chunk(
-        features=features_schema(store.dim).empty_table(),
-        documents=DOCUMENTS_SCHEMA.empty_table(),
-        deleted_doc_ids=plan.doc_ids,
-    )
+    transaction.remove_documents(plan.doc_ids)
     snapshot = transaction.publish_rewritten(_rewrite_fully, forget_earlier=True)
     for table in store.open_tables().values():
         clear_table(table)

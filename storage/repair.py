@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lodestream.errors import StoreCorrupt
-from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
+from lodestream.schema import DOCUMENTS_SCHEMA
 from lodestream.storage.checksum import seal_documents, sum_features
 from lodestream.storage.debris import sweep_debris
 from lodestream.storage.findings import Finding, Verification
@@ -86,11 +86,7 @@ def repair_store(
     to_compute = _name_documents(mended, "recompute")
     dropped = _name_documents(mended, "drop") - to_compute
     if to_compute | dropped:
-        transaction.write_chunk(
-            features=features_schema(store.dim).empty_table(),
-            documents=DOCUMENTS_SCHEMA.empty_table(),
-            deleted_doc_ids=sorted(to_compute | dropped),
-        )
+        transaction.remove_documents(sorted(to_compute | dropped))
     unsealed = sorted(_name_documents(mended, "seal") - to_compute)
     _seal(transaction, unsealed)
     # Where rows are gone, a cursor would pass over them: everything is listed again, to find what has no trace left.

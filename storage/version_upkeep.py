@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from lodestream.errors import StoreError
-from lodestream.schema import DOCUMENTS_SCHEMA, TABLES, features_schema
+from lodestream.schema import TABLES
 from lodestream.storage.compaction import compact, rebuild_indexes
 from lodestream.storage.debris import sweep_debris
 from lodestream.storage.findings import Finding
@@ -20,7 +20,6 @@ from lodestream.storage.verify_content import check_content
 from lodestream.storage.verify_files import check_debris, list_broken_parts
 from lodestream.storage.version import VERSIONED_TABLES, KeptVersion
 from lodestream.storage.version_keeper import list_slots
-from lodestream.storage.version_writer import VersionWriter
 from lodestream.storage.writer import RETAINED_AGE, Writer
 
 
@@ -77,7 +76,7 @@ def purge_versions(store: FeatureStore, doc_ids: Sequence[str], *, lease: Lease,
     """
     for kept in store.pointer().versions:
         writer = store.begin_version(kept.name, lease=lease, run_id=run_id)
-        _remove_documents(writer, kept, doc_ids)
+        writer.remove_documents(doc_ids)
         writer.rewrite(lambda _, table: rebuild_indexes(compact(table)))
         writer.finish(is_level=False, max_unread=0, min_age=timedelta(0))
         for table in writer.own_tables():
@@ -145,7 +144,7 @@ def repair_versions(
             for doc_id in finding.doc_ids
         }
         if wrong:
-            _remove_documents(writer, kept, sorted(wrong))
+            writer.remove_documents(sorted(wrong))
         writer.finish(is_level=False)
     return [kept.name for kept in changed]
 
@@ -171,14 +170,6 @@ def mend_files(writer: Writer, findings: tuple[Finding, ...]) -> bool:
 def _drop_broken(table: Table, findings: tuple[Finding, ...]) -> Table:
     broken = list_broken_parts(table, findings)
     return table.drop_fragments(broken) if broken else table
-
-
-def _remove_documents(writer: VersionWriter, kept: KeptVersion, doc_ids: Sequence[str]) -> None:
-    writer.write_chunk(
-        features=features_schema(kept.dim).empty_table(),
-        documents=DOCUMENTS_SCHEMA.empty_table(),
-        deleted_doc_ids=doc_ids,
-    )
 
 
 def _open_own(store: FeatureStore, kept: KeptVersion) -> dict[str, Table]:

@@ -134,6 +134,11 @@ class Writer:
         self._swing(**self._describe_chunks())
         steps.reach("chunk.staged")
 
+    def remove_documents(self, doc_ids: Sequence[str]) -> None:
+        """Stage that documents vanish from all tables. Raises what ``write_chunk`` raises."""
+        nothing = self._tables["features"].schema.empty_table()
+        self.write_chunk(features=nothing, documents=DOCUMENTS_SCHEMA.empty_table(), deleted_doc_ids=doc_ids)
+
     def rewrite(self, change: Callable[[str, Table], Table]) -> None:
         """Change the tables past the chunks: ``change`` is given each with its name. Not staged: a kill undoes it."""
         self._require_open()
