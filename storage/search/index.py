@@ -22,7 +22,7 @@ from lodestream.schema import GRANULARITIES, PARAGRAPH_KINDS
 from lodestream.storage.catalog import Catalog
 from lodestream.storage.codec import Int8Array
 from lodestream.storage.reader import Snapshot
-from lodestream.storage.search.blocks import BLOCK_ROWS, Block, Rows, seal
+from lodestream.storage.search.blocks import BLOCK_ROWS, Block, Rows, classify_lengths, seal
 from lodestream.storage.search.scores import Query
 
 KINDS: Final = ("", *PARAGRAPH_KINDS, "?")
@@ -277,7 +277,7 @@ def _tidy(blocks: Sequence[Block], is_live: NDArray[np.bool_]) -> list[Block]:
         return kept
     if num_loose <= MAX_LOOSE_ROWS and all(block.length_class is None for block in pool):
         return [*kept, *_rejoin(pool, is_live)]
-    classes = {block.length_class for fresh in _rejoin(pool, is_live) for block in seal(*_parts(fresh))}
+    classes = {name for fresh in _rejoin(pool, is_live) for name in classify_lengths(_parts(fresh)[0]).tolist()}
     half_full = [b for b in kept if b.length_class in classes and len(b) < BLOCK_ROWS // 2]
     rest = [block for block in kept if block not in half_full]
     return [*rest, *(block for fresh in _rejoin([*pool, *half_full], is_live) for block in seal(*_parts(fresh)))]
