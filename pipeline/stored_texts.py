@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.config.sources import TableSection
 from lodestream.pipeline.sources.formats import DocumentFormat, format_of
 from lodestream.pipeline.sources.protocol import Candidate, ReadBody
+from lodestream.pipeline.states import find_rows
 from lodestream.storage.store import Snapshot
 
 
@@ -28,9 +26,8 @@ class StoredTexts:
 
     def read(self, candidates: Sequence[Candidate]) -> Iterator[ReadBody]:
         """See ``BodyReader.read``."""
-        wanted = pa.array([candidate.doc_id for candidate in candidates], pa.string())
-        table = self.snapshot.open_table("documents")
-        rows = table.read(["doc_id", "content_hash", "text"], where=pc.field("doc_id").isin(wanted))
+        doc_ids = [candidate.doc_id for candidate in candidates]
+        rows = find_rows(self.snapshot, "documents", doc_ids, ("doc_id", "content_hash", "text"))
         found = {row["doc_id"]: row for row in rows.to_pylist()}
         for candidate in candidates:
             row = found[candidate.doc_id]
