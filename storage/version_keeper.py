@@ -23,7 +23,6 @@ from lodestream.storage.version import (
     KeptVersion,
     check_name,
     make_slot,
-    name_folder,
     read_slot,
 )
 from lodestream.storage.writer import Writer
@@ -119,7 +118,7 @@ class VersionKeeper(Writer):
         horizon = datetime.now(UTC) - min_age
         removed = []
         for slot in list_slots(self._location) - self._pointer.named_slots():
-            places = [self._location.child(name_folder(table, slot)) for table in VERSIONED_TABLES]
+            places = [locate_table(self._location, table, slot) for table in VERSIONED_TABLES]
             if all(item.modified_at <= horizon for place in places for item in place.list_objects()):
                 self._require_newest()
                 _remove_tables(self._location, slot)
@@ -160,7 +159,7 @@ def find_former(pointer: PointerRecord) -> KeptVersion:
 def _remove_tables(location: Location, slot: str) -> None:
     # The first version's slot is empty: its folders have the plain names.
     for table in VERSIONED_TABLES:
-        place = location.child(name_folder(table, slot))
+        place = locate_table(location, table, slot)
         with explain_errors(place):
             place.delete_objects([item.name for item in place.list_objects()])
             if place.is_local:
