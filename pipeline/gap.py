@@ -8,6 +8,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lodestream.storage.columns import find_equal
 from lodestream.storage.store import Snapshot
 
 _COMPARED: Final = ("source", "uri", "content_hash", "source_version", "quarantine_reason", "text_checksum")
@@ -54,10 +55,7 @@ def find_gap(served: Snapshot, beside: Snapshot) -> Gap:
     }
     is_same = pc.is_valid(twins["doc_id"])
     for name in _COMPARED:
-        is_equal = pc.or_(
-            pc.fill_null(pc.equal(wanted[name], twins[name]), False),
-            pc.and_(pc.is_null(wanted[name]), pc.is_null(twins[name])),
-        )
+        is_equal = find_equal(wanted[name], twins[name])
         is_same = pc.and_(is_same, pc.or_(is_equal, excused[name]) if name in excused else is_equal)
     extra = found["doc_id"].filter(pc.invert(pc.is_in(found["doc_id"], value_set=wanted["doc_id"].combine_chunks())))
     failed = pc.and_(is_same, pc.and_(own, pc.is_valid(twins["quarantine_reason"])))

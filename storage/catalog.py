@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lodestream.storage.columns import find_equal
 from lodestream.storage.reader import Snapshot
 
 IDENTITY_BYTES: Final = 16
@@ -86,9 +87,7 @@ class Catalog:
         for name in _IDENTITY:
             left = self._columns[name].take(pa.array(mine))
             right = before._columns[name].take(pa.array(theirs))
-            both_null = pc.and_(left.is_null(), right.is_null())
-            agrees = pc.or_(pc.fill_null(pc.equal(left, right), False), both_null)
-            is_same &= agrees.to_numpy(zero_copy_only=False)
+            is_same &= find_equal(left, right).to_numpy(zero_copy_only=False)
         return mine[is_same], theirs[is_same]
 
     def _identify(self, row: int) -> bytes:

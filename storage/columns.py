@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _ZSTD: Final = {"lance-encoding:compression": "zstd"}
 _REPETITIVE: Final = ("ordinal", "parent", "computed_at")
@@ -52,6 +53,12 @@ def conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Return a batch that Lance read in the exact types of ``schema``."""
     columns = [_conform_column(column, field.type) for field, column in zip(schema, batch.columns, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def find_equal(left: pa.Array | pa.ChunkedArray, right: pa.Array | pa.ChunkedArray) -> Any:
+    """Return where two columns of equal length have the same value, or neither has one, as booleans without nulls."""
+    both_null = pc.and_(pc.is_null(left), pc.is_null(right))
+    return pc.or_(pc.fill_null(pc.equal(left, right), False), both_null)
 
 
 def _conform_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
