@@ -40,11 +40,10 @@ def lay_out(
     chars, tokens, paragraph_leaves = _choose_leaves(outline, fine)
     runs = outline.segment_paragraphs
     segment_leaves = np.stack([paragraph_leaves[runs[:, 0], 0], paragraph_leaves[runs[:, 1] - 1, 1]], axis=1)
-    segment_tokens = _join_leaves(tokens, segment_leaves)
+    segment_tokens = np.stack([tokens[segment_leaves[:, 0], 0], tokens[segment_leaves[:, 1] - 1, 1]], axis=1)
     prefixes = [np.asarray(prefix, np.int32) for prefix in outline.segment_prefix_ids]
     offsets = np.zeros(len(runs) + 1, np.int32)
     np.cumsum([len(prefix) for prefix in prefixes], out=offsets[1:])
-    paragraph_tokens = _join_leaves(tokens, paragraph_leaves)
     if len(prompt_ids):
         vector_recipe += b" prompt " + np.ascontiguousarray(prompt_ids, np.int32).tobytes()
 
@@ -53,7 +52,7 @@ def lay_out(
             return vector_recipe
         plan = policy.plan(
             density,
-            paragraph_tokens,
+            outline.paragraph_tokens,
             segment_tokens=(token_start, token_end),
             num_around=(num_special[0] + len(prompt_ids) + len(prefix), num_special[1]),
         )
@@ -99,11 +98,6 @@ def _fingerprint(
     for part in (prefix, leaf_starts, token_ids):
         digest.update(np.ascontiguousarray(part, np.int32).tobytes())
     return digest.digest()
-
-
-def _join_leaves(leaf_tokens: NDArray[np.int32], runs: NDArray[np.int32]) -> NDArray[np.int32]:
-    """int32 [N, 2]: the tokens of N runs of leaves, half-open."""
-    return np.stack([leaf_tokens[runs[:, 0], 0], leaf_tokens[runs[:, 1] - 1, 1]], axis=1)
 
 
 def _choose_leaves(
