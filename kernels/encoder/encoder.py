@@ -13,7 +13,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from lodestream.kernels.architectures.description import EncoderDescription, RotaryKind
+from lodestream.kernels.architectures.description import EncoderDescription
 from lodestream.kernels.architectures.registry import ARCHITECTURES
 from lodestream.kernels.embed_norm.api import embed_norm
 from lodestream.kernels.embed_norm.tables import EmbeddingTables
@@ -26,7 +26,7 @@ from lodestream.kernels.linear import MIN_ROWS
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.packing import PackedBatch
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, Precision
-from lodestream.kernels.rope.table import RotaryTable, tabulate_angles
+from lodestream.kernels.rope.table import make_rotary_table
 from lodestream.kernels.segment_attention import Attend, DenseAttention
 from lodestream.kernels.weights import ModelFolder, load_tensors
 
@@ -151,7 +151,13 @@ def _read_blocks(
     tensors: ModelTensors, d: EncoderDescription, dtype: torch.dtype, device: torch.device
 ) -> tuple[Norm, list[Block]]:
     """The norm of the embeddings, or of the first block where that comes next, and the blocks."""
-    tables = {kind: _tabulate(kind, d, device) for kind in {layer.rotary for layer in d.layers} if kind is not None}
+    tables = {
+        kind: make_rotary_table(
+            theta=kind.theta, factor=kind.factor, head_dim=d.head_dim, num_positions=d.max_tokens, device=device
+        )
+        for kind in {layer.rotary for layer in d.layers}
+        if kind is not None
+    }
 
     def read_norm(name: str) -> Norm:
         return tensors.norm(name, d.dim, d.norm)
@@ -188,9 +194,3 @@ def _read_blocks(
 def _require(norm: Norm | None) -> Norm:
     assert norm is not None, "only the first layer may go without a norm before attention, behind one of the embeddings"
     return norm
-
-
-def _tabulate(kind: RotaryKind, d: EncoderDescription, device: torch.device) -> RotaryTable:
-    places_R = torch.arange(0, d.head_dim, 2, dtype=torch.int64).float()
-    frequencies_R = 1.0 / (kind.theta ** (places_R / d.head_dim)) / kind.factor
-    return tabulate_angles(frequencies_R, num_positions=d.max_tokens, device=device)

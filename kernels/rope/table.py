@@ -19,16 +19,11 @@ class RotaryTable:
 
 
 def make_rotary_table(
-    *, theta: float, head_dim: int, num_positions: int, device: torch.device | str = "cpu"
+    *, theta: float, head_dim: int, num_positions: int, factor: float = 1.0, device: torch.device | str = "cpu"
 ) -> RotaryTable:
-    """The table for positions 0 to ``num_positions`` - 1; pair r turns by theta^(-2r / head_dim) a position."""
+    """The table for positions 0 to ``num_positions`` - 1; pair r turns by theta^(-2r / head_dim) / factor a position,
+    in radians."""
     places_R = torch.arange(0, head_dim, 2, dtype=torch.int64).float()
-    return tabulate_angles(1.0 / (theta ** (places_R / head_dim)), num_positions=num_positions, device=device)
-
-
-def tabulate_angles(
-    frequencies_R: torch.Tensor, *, num_positions: int, device: torch.device | str = "cpu"
-) -> RotaryTable:
-    """The table for frequencies of one's own (scaled ones), radians a position, float32 [R]."""
-    angles_PR = torch.arange(num_positions).float()[:, None] * frequencies_R.float()[None, :]
+    frequencies_R = 1.0 / (theta ** (places_R / head_dim)) / factor
+    angles_PR = torch.arange(num_positions).float()[:, None] * frequencies_R[None, :]
     return RotaryTable(cos_PR=angles_PR.cos().to(device), sin_PR=angles_PR.sin().to(device))

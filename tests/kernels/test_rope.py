@@ -11,7 +11,7 @@ from lodestream.kernels.gpu_check.inputs import DTYPES, make_norm, make_rows
 from lodestream.kernels.gpu_check.oracle import expect_rope, measure_excess
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.rope.api import rope
-from lodestream.kernels.rope.table import RotaryTable, make_rotary_table, tabulate_angles
+from lodestream.kernels.rope.table import make_rotary_table
 
 
 def make_heads(num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -77,6 +77,6 @@ def test_products_depend_on_distance_alone() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(k: torch.Tensor, positions: torch.Tensor, table: int, norm: Norm | None) -> None:
-    angles: RotaryTable = tabulate_angles(torch.ones(table), num_positions=8)
+    angles = make_rotary_table(theta=1.0, head_dim=2 * table, num_positions=8)
     with pytest.raises(ValueError, match=r"shape|dtype|positions|pairs|RMSNorm|\[T, H, D\]"):
         rope(torch.zeros(3, 4, 32), k, positions, angles, q_norm=norm)
