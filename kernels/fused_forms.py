@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -24,6 +25,12 @@ class Launch:
     grid: tuple[int, ...]
     arguments: tuple[torch.Tensor | float, ...]
     constants: dict[str, int | bool | str]
+
+    def run(self, kernel: Any) -> tuple[torch.Tensor, ...]:
+        """Launches the kernel, unless there is nothing to fill; returns the outputs."""
+        if all(self.grid):
+            kernel[self.grid](*self.arguments, **self.constants)
+        return self.outputs
 
 
 def import_fused(operator: str) -> ModuleType:

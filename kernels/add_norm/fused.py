@@ -29,9 +29,8 @@ def add_norm(
     launch = plan_launch(
         update_TC, residual_TC, norm, stream=stream, bias_C=bias_C, update_norm=update_norm, dtype=dtype
     )
-    if launch.grid[0]:
-        add_norm_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.outputs[0], launch.outputs[1]
+    branch_TC, stream_TC = launch.run(add_norm_kernel)
+    return branch_TC, stream_TC
 
 
 def plan_launch(

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import CELL_TILE, CELLS_PER_BLOCK, KEY_BLOCK, BlockLayout, BlockMask
-from lodestream.kernels.fused_forms import lay_heads_side_by_side
+from lodestream.kernels.fused_forms import Launch, lay_heads_side_by_side
 
 _LOG2_E: Final = math.log2(math.e)
 
@@ -64,20 +64,8 @@ def attend_blocks(
     Numerics: weights of the softmax are rounded to the dtype of the values before their product; sums and the softmax
     are float32, and so are all products of float32 input.
     """
-    launch = plan_launch(q_THD, k_THD, v_THD, mask, cells, scale=scale)
-    attend_blocks_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.out_THD, launch.lse_TH
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What the kernel is called with."""
-
-    out_THD: torch.Tensor
-    lse_TH: torch.Tensor
-    grid: tuple[int, int]
-    arguments: tuple[torch.Tensor | float, ...]
-    constants: dict[str, int | bool]
+    out_THD, lse_TH = plan_launch(q_THD, k_THD, v_THD, mask, cells, scale=scale).run(attend_blocks_kernel)
+    return out_THD, lse_TH
 
 
 def plan_launch(
@@ -89,7 +77,7 @@ def plan_launch(
     *,
     scale: float,
 ) -> Launch:
-    """The launch of ``attend_blocks``, which is also what is compiled for processors that are not here."""
+    """The launch of ``attend_blocks``; its outputs are the result and its log-sum-exp."""
     q, k, v = (lay_heads_side_by_side(x) for x in (q_THD, k_THD, v_THD))
     num_heads, head_dim = q.shape[1:]
     out_THD = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -126,7 +114,7 @@ def plan_launch(
         0 if shared else mask.counts_HR.stride(0),
         0 if shared else mask.order_HP.stride(0),
     )
-    constants: dict[str, int | bool] = {
+    constants: dict[str, int | bool | str] = {
         "D": head_dim,
         "QUERY_BLOCK": mask.layout.query_block,
         "KEY_BLOCK": KEY_BLOCK,
@@ -140,8 +128,7 @@ def plan_launch(
         "num_stages": shape.num_stages,
     }
     return Launch(
-        out_THD=out_THD,
-        lse_TH=lse_TH,
+        outputs=(out_THD, lse_TH),
         grid=(mask.layout.num_rows, num_heads),
         arguments=arguments,
         constants=constants,

@@ -38,9 +38,8 @@ def embed_norm(
         dtype=dtype,
         num_rows=num_rows,
     )
-    if launch.grid[0]:
-        embed_norm_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.outputs[0], launch.outputs[1]
+    branch_RC, stream_RC = launch.run(embed_norm_kernel)
+    return branch_RC, stream_RC
 
 
 def plan_launch(

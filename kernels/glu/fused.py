@@ -21,10 +21,8 @@ def glu(
     x_TI: torch.Tensor, activation: Activation, *, activated: Activated, bias_I: torch.Tensor | None
 ) -> torch.Tensor:
     """See ``api.glu``."""
-    launch = plan_launch(x_TI, activation, activated=activated, bias_I=bias_I)
-    if launch.outputs[0].numel():
-        glu_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.outputs[0]
+    (out_TI,) = plan_launch(x_TI, activation, activated=activated, bias_I=bias_I).run(glu_kernel)
+    return out_TI
 
 
 def plan_launch(

@@ -26,9 +26,8 @@ def rope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``api.rope``."""
     launch = plan_launch(q_THD, k_TJD, positions_T, table, q_norm=q_norm, k_norm=k_norm)
-    if launch.grid[0]:
-        rope_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.outputs[0], launch.outputs[1]
+    q_out, k_out = launch.run(rope_kernel)
+    return q_out, k_out
 
 
 def plan_launch(

@@ -27,10 +27,7 @@ def pool_spans(
 
     An empty span has codes, scale and norm 0; one outside the states has norm NaN, and what it names is not read.
     """
-    launch = plan_launch(states_TC, span_starts_S, span_ends_S)
-    if launch.grid[0]:
-        pool_spans_kernel[launch.grid](*launch.arguments, **launch.constants)
-    codes_SC, scales_S, norms_S = launch.outputs
+    codes_SC, scales_S, norms_S = plan_launch(states_TC, span_starts_S, span_ends_S).run(pool_spans_kernel)
     return codes_SC, scales_S, norms_S
 
 

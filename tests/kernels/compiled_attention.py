@@ -10,6 +10,7 @@ import torch
 
 from lodestream.kernels.attention import fused
 from lodestream.kernels.attention.layout import mask_window, plan_blocks
+from lodestream.kernels.fused_forms import Launch
 from lodestream.kernels.gpu_check.attention_oracle import make_cells, make_inputs, make_random_mask
 from tests.support.triton_compiler import SHARED_BYTES, compile_kernel
 
@@ -19,7 +20,7 @@ SPILLS = {(128, 80): 4}
 CASES = [(32, 128, None), (64, 128, None), (64, 64, None), (128, 128, None), (64, 128, 128)]
 
 
-def plan(head_dim: int, query_block: int, window: int | None) -> fused.Launch:
+def plan(head_dim: int, query_block: int, window: int | None) -> Launch:
     layout = plan_blocks((63, 200), query_block=query_block)
     q, k, v = make_inputs(layout.num_tokens, head_dim, dtype=torch.bfloat16)
     if window is not None:

@@ -32,10 +32,11 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the kernel into outputs full of NaN: what it does not write is seen."""
     launch = module.plan_launch(*qkv, mask, cells, scale=qkv[0].shape[2] ** -0.5)
-    launch.out_THD.fill_(math.nan)
-    launch.lse_TH.fill_(math.nan)
+    out, lse = launch.outputs
+    out.fill_(math.nan)
+    lse.fill_(math.nan)
     module.attend_blocks_kernel[launch.grid](*launch.arguments, **launch.constants)
-    return launch.out_THD, launch.lse_TH
+    return out, lse
 
 
 def excess(qkv: Inputs, mask: BlockMask, compensation: str, module: ModuleType = fused) -> float:
