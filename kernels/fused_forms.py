@@ -46,6 +46,14 @@ def import_fused(operator: str) -> ModuleType:
         raise KernelUnavailable(f"{operator} on a GPU needs triton ({error})", hint) from None
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x``, which lies on the CPU or there already, on the device; nothing waits."""
+    if device.type == "cpu" or x.device == device:
+        return x
+    # Only from pinned memory does a copy not wait for what the device does.
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def lay_heads_side_by_side(x_THD: torch.Tensor) -> torch.Tensor:
     """Tokens may lie any distance apart; the values of a token's heads follow each other."""
     fits = x_THD.stride(2) == 1 and x_THD.stride(1) == x_THD.shape[2]

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import CELL_TILE, CELLS_PER_BLOCK, KEY_BLOCK, BlockLayout, BlockMask
-from lodestream.kernels.fused_forms import Launch, lay_heads_side_by_side
+from lodestream.kernels.fused_forms import Launch, lay_heads_side_by_side, send
 
 _LOG2_E: Final = math.log2(math.e)
 
@@ -166,9 +166,7 @@ def place_layout(layout: BlockLayout, device: torch.device) -> LayoutTables:
     cells = [0, *accumulate(segment.num_cells for segment in layout.segments)]
 
     def place(values: tuple[int, ...] | list[int]) -> torch.Tensor:
-        table = torch.tensor(values, dtype=torch.int32)
-        # Only from pinned memory does a copy not wait for what the device does.
-        return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+        return send(torch.tensor(values, dtype=torch.int32), device)
 
     return LayoutTables(
         row_tokens=place(row_tokens),

@@ -22,6 +22,7 @@ from lodestream.kernels.encoder.block_attention import BlockAttention
 from lodestream.kernels.encoder.head import PoolingHead
 from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.encoder.tensors import ModelTensors
+from lodestream.kernels.fused_forms import send
 from lodestream.kernels.linear import MIN_ROWS
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.packing import PackedBatch
@@ -86,7 +87,7 @@ class PackedEncoder:
         with torch.inference_mode():
             if attend is None:
                 attend = self._plan_attention(lengths, num_rows)
-            token_ids_T, positions_T = (self._place(part) for part in (batch.token_ids_T, batch.positions_T))
+            token_ids_T, positions_T = (send(part, self._device) for part in (batch.token_ids_T, batch.positions_T))
             branch_RC, stream_RC = self._embed(token_ids_T, positions_T, num_rows)
             positions_R = F.pad(positions_T, (0, num_rows - batch.num_tokens))
             last = len(self._blocks) - 1
@@ -99,12 +100,6 @@ class PackedEncoder:
         if self._device.type == "cpu":
             return DenseAttention(lengths, num_rows=num_rows, dtype=self._dtype)
         return BlockAttention(lengths, num_rows=num_rows)
-
-    def _place(self, values_T: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return values_T
-        # Only from pinned memory does a copy not wait for what the device does.
-        return values_T.pin_memory().to(self._device, non_blocking=True)
 
     def _embed(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, num_rows: int

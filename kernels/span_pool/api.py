@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lodestream.errors import DocumentError
-from lodestream.kernels.fused_forms import import_fused
+from lodestream.kernels.fused_forms import import_fused, send
 from lodestream.kernels.span_pool import reference
 
 
@@ -66,7 +66,7 @@ def pool_spans(
     if len(span_starts_S) and span_starts_S.device.type == "cpu":
         _check_spans(len(states_TC), span_starts_S, span_ends_S)
     if states_TC.device.type != "cpu":
-        spans = [_place_beside(states_TC, places) for places in (span_starts_S, span_ends_S)]
+        spans = [send(places.contiguous(), states_TC.device) for places in (span_starts_S, span_ends_S)]
         codes, scales, norms = import_fused("span_pool").pool_spans(states_TC, *spans)
         return PooledSpans(codes=codes, scales=scales, norms=norms)
     means_SC = reference.mean_spans(states_TC, span_starts_S, span_ends_S) if len(span_starts_S) else states_TC[:0]
@@ -95,13 +95,6 @@ def _check_spans(num_tokens: int, span_starts_S: torch.Tensor, span_ends_S: torc
         raise ValueError("every span needs at least one token")
     if int(span_ends_S.max()) > num_tokens:
         raise ValueError(f"a span ends at {int(span_ends_S.max())}, but there are {num_tokens} tokens")
-
-
-def _place_beside(states_TC: torch.Tensor, places_S: torch.Tensor) -> torch.Tensor:
-    if places_S.device == states_TC.device:
-        return places_S.contiguous()
-    # Only from pinned memory does a copy not wait for what the device does.
-    return places_S.contiguous().pin_memory().to(states_TC.device, non_blocking=True)
 
 
 def _require_finite(norms_S: torch.Tensor) -> None:
