@@ -6,16 +6,14 @@ T packed tokens, R rows (T filled up), H query heads, J key heads, N = H + 2 J, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 
 from lodestream.kernels.attention.api import attend
+from lodestream.kernels.attention.budget import HEAD_DIMS
 from lodestream.kernels.attention.layout import BlockMask, mask_all, mask_window, plan_blocks
 from lodestream.kernels.segment_attention import AttentionLayer
-
-_HEAD_DIMS: Final = (32, 64, 128)
 
 
 class BlockAttention:
@@ -38,7 +36,7 @@ class BlockAttention:
     def __call__(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         """[R, H D] from [R, N, D]."""
         q, k, v = layer.split(heads_RND[: self._layout.num_tokens])
-        is_covered = not layer.is_causal and layer.num_heads == layer.num_key_heads and q.shape[2] in _HEAD_DIMS
+        is_covered = not layer.is_causal and layer.num_heads == layer.num_key_heads and q.shape[2] in HEAD_DIMS
         if is_covered:
             mixed_THD = attend(q, k, v, self._find_mask(layer.reach, q.device), scale=layer.scale).out_THD
         else:

@@ -19,7 +19,15 @@ from lodestream.kernels.attention.layout import BlockMask, mask_all, mask_window
 from lodestream.kernels.fused_forms import import_fused
 from lodestream.kernels.glu.kinds import Activated, Activation
 from lodestream.kernels.gpu_check.attention_oracle import attend_in_float64, make_cells, make_inputs, make_random_mask
-from lodestream.kernels.gpu_check.inputs import make_hard_rows, make_rows, make_tables, make_tokens, name_norm, place
+from lodestream.kernels.gpu_check.inputs import (
+    WIDTHS,
+    make_hard_rows,
+    make_rows,
+    make_tables,
+    make_tokens,
+    name_norm,
+    place,
+)
 from lodestream.kernels.gpu_check.oracle import (
     Expected,
     expect_add_norm,
@@ -34,7 +42,6 @@ from lodestream.kernels.span_pool import reference
 
 _LENGTHS: Final = (1, 63, 127, 517, 2100)
 _ROWS: Final = (1, 63, 517)
-_WIDTHS: Final = (384, 768, 1024, 1152)
 _NORMS: Final = ("layer", "layer without bias", "rms", "1 + rms")
 
 
@@ -134,7 +141,7 @@ def _check_add_norm(target: Target, dtype: torch.dtype) -> Iterator[Check]:
             worst = max(worst, _judge(found, branch, summed if stream == "sum" else normed))
         return worst
 
-    for dim in _WIDTHS if target.is_gpu else (384,):
+    for dim in WIDTHS if target.is_gpu else (384,):
         for norm_name in _NORMS:
             for stream in ("sum", "normed"):
                 yield Check(
@@ -159,7 +166,7 @@ def _check_embed_norm(target: Target, dtype: torch.dtype) -> Iterator[Check]:
         found = _run_twice(target, "embed_norm", "embed_norm", tokens, tables, norm, stream=stream, **options)
         return _judge(found, branch, summed if stream == "sum" else normed)
 
-    for dim in _WIDTHS if target.is_gpu else (384,):
+    for dim in WIDTHS if target.is_gpu else (384,):
         for stream in ("sum", "normed"):
             for num_tokens in _ROWS if target.is_gpu else (5,):
                 yield Check(
@@ -230,5 +237,5 @@ def _check_span_pool(target: Target, dtype: torch.dtype) -> Iterator[Check]:
             float(((found[2].float() - norms).abs() / norms).max()) / 2**-10,
         )
 
-    for dim in _WIDTHS if target.is_gpu else (384,):
+    for dim in WIDTHS if target.is_gpu else (384,):
         yield Check(kernel="span_pool", case=f"{dtype}, {dim} wide", measure=partial(measure, dim))
