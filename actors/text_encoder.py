@@ -24,6 +24,7 @@ from lodestream.actors.options import EncodeCounts
 from lodestream.actors.paragraphs import TextFormat
 from lodestream.actors.prepared import PreparedSpans, spans_from_table
 from lodestream.actors.texts import Role, make_documents
+from lodestream.actors.tokenize import group_texts
 from lodestream.errors import DocumentError, LodestreamError, ServeError
 
 SLICE_CHARS: Final = 1 << 16
@@ -141,7 +142,7 @@ class TextEncoder:
         parts: list[_Slice] = []
         num_tokens: list[int] = []
         with self.batcher.reserve(min(_guess_tokens(texts), self._options.max_queued_tokens)):
-            for some in _slice_texts(texts):
+            for some in group_texts(texts, SLICE_CHARS):
                 first = len(num_tokens)
                 part = await loop.run_in_executor(
                     self._preparer, self._prepare, some, text_format, role, first, find_known
@@ -202,20 +203,6 @@ class TextEncoder:
 
 def _guess_tokens(texts: Sequence[str]) -> int:
     return sum(len(text) // _CHARS_PER_TOKEN + 1 for text in texts)
-
-
-def _slice_texts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of texts of about SLICE_CHARS characters."""
-    part: list[str] = []
-    num_chars = 0
-    for text in texts:
-        if part and num_chars + len(text) > SLICE_CHARS:
-            yield part
-            part, num_chars = [], 0
-        part.append(text)
-        num_chars += len(text) + 1
-    if part:
-        yield part
 
 
 def _list_segments(parts: Sequence[_Slice]) -> tuple[list[_Segment], list[int]]:

@@ -148,7 +148,7 @@ class Tokenizer:
 
     def tokenize_batch(self, texts: Sequence[str]) -> TokenBatch:
         """As ``tokenize``, with the tokens of all texts in one set of arrays."""
-        parts = [self._encode_group(group) for group in _group_texts(texts)]
+        parts = [self._encode_group(group) for group in group_texts(texts, GROUP_CHARS)]
         counts = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
         ids, spans = (
             (np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts]))
@@ -221,16 +221,17 @@ def _tidy_spans(texts: list[str], spans: Int32Array, counts: Int64Array) -> None
         np.maximum(spans[:, 1], spans[:, 0], out=spans[:, 1])
 
 
-def _group_texts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of texts of about GROUP_CHARS characters."""
+def group_texts(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
+    """Runs of texts of at most ``max_chars`` characters, and longer texts alone; a text counts one more than it has, so
+    that empty ones end a run too."""
     group: list[str] = []
     num_chars = 0
     for text in texts:
-        if group and num_chars + len(text) > GROUP_CHARS:
+        if group and num_chars + len(text) > max_chars:
             yield group
             group, num_chars = [], 0
         group.append(text)
-        num_chars += len(text)
+        num_chars += len(text) + 1
     if group:
         yield group
 
