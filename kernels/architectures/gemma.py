@@ -8,7 +8,7 @@ from typing import Final
 from lodestream.kernels.architectures.config import ModelConfig
 from lodestream.kernels.architectures.description import Architecture, EncoderDescription, LayerKind, NormKind
 from lodestream.kernels.architectures.layer_types import read_windowed
-from lodestream.kernels.architectures.qwen3 import LLAMA_NAMES
+from lodestream.kernels.architectures.llama_names import PRE_NORM_NAMES
 from lodestream.kernels.architectures.rotary import read_rotary
 
 _FULL_THETA: Final = 1_000_000.0
@@ -69,7 +69,7 @@ GEMMA: Final = Architecture(
     prefixes=("model.",),
     ignored=("rotary_emb.inv_freq", "rotary_emb_local.inv_freq", "embed_tokens.embed_scale"),
     names={
-        **LLAMA_NAMES,
+        **PRE_NORM_NAMES,
         "layers.{i}.post_attention_layernorm": "layers.{i}.attention_update_norm",
         "layers.{i}.pre_feedforward_layernorm": "layers.{i}.mlp_norm",
         "layers.{i}.post_feedforward_layernorm": "layers.{i}.mlp_update_norm",

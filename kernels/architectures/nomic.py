@@ -7,6 +7,7 @@ from typing import Final
 
 from lodestream.kernels.architectures.config import ModelConfig
 from lodestream.kernels.architectures.description import Architecture, EncoderDescription, LayerKind, NormKind
+from lodestream.kernels.architectures.llama_names import POST_NORM_NAMES
 from lodestream.kernels.architectures.rotary import read_rotary
 
 
@@ -68,14 +69,6 @@ NOMIC: Final = Architecture(
         "encoder.layers.{i}.norm2": "layers.{i}.mlp_norm",
         # As newer transformers rename them.
         "embeddings.LayerNorm": "embeddings.norm",
-        "layers.{i}.self_attn.q_proj": "layers.{i}.attention.query",
-        "layers.{i}.self_attn.k_proj": "layers.{i}.attention.key",
-        "layers.{i}.self_attn.v_proj": "layers.{i}.attention.value",
-        "layers.{i}.self_attn.o_proj": "layers.{i}.attention.output",
-        "layers.{i}.post_attention_layernorm": "layers.{i}.attention_norm",
-        "layers.{i}.mlp.up_proj": "layers.{i}.mlp.up",
-        "layers.{i}.mlp.gate_proj": "layers.{i}.mlp.gate",
-        "layers.{i}.mlp.down_proj": "layers.{i}.mlp.out",
-        "layers.{i}.post_mlp_layernorm": "layers.{i}.mlp_norm",
+        **POST_NORM_NAMES,
     },
 )

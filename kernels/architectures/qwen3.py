@@ -7,22 +7,8 @@ from typing import Final
 
 from lodestream.kernels.architectures.config import ModelConfig
 from lodestream.kernels.architectures.description import Architecture, EncoderDescription, LayerKind, NormKind
+from lodestream.kernels.architectures.llama_names import PRE_NORM_NAMES
 from lodestream.kernels.architectures.rotary import read_rotary
-
-LLAMA_NAMES: Final = {
-    "embed_tokens": "embeddings.words",
-    "layers.{i}.input_layernorm": "layers.{i}.attention_norm",
-    "layers.{i}.self_attn.q_proj": "layers.{i}.attention.query",
-    "layers.{i}.self_attn.k_proj": "layers.{i}.attention.key",
-    "layers.{i}.self_attn.v_proj": "layers.{i}.attention.value",
-    "layers.{i}.self_attn.o_proj": "layers.{i}.attention.output",
-    "layers.{i}.self_attn.q_norm": "layers.{i}.attention.query_norm",
-    "layers.{i}.self_attn.k_norm": "layers.{i}.attention.key_norm",
-    "layers.{i}.mlp.gate_proj": "layers.{i}.mlp.gate",
-    "layers.{i}.mlp.up_proj": "layers.{i}.mlp.up",
-    "layers.{i}.mlp.down_proj": "layers.{i}.mlp.out",
-    "norm": "final_norm",
-}
 
 
 def describe_qwen3(config: ModelConfig) -> EncoderDescription:
@@ -59,5 +45,5 @@ QWEN3: Final = Architecture(
     describe=describe_qwen3,
     prefixes=("model.",),
     ignored=("rotary_emb.inv_freq", "layers.{i}.self_attn.rotary_emb.inv_freq"),
-    names={**LLAMA_NAMES, "layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm"},
+    names={**PRE_NORM_NAMES, "layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm"},
 )
