@@ -15,7 +15,7 @@ def read_rotary(
     config: ModelConfig,
     *,
     head_dim: int,
-    theta: float | None,
+    theta: float,
     theta_names: tuple[str, ...] = ("rope_theta",),
     layer_type: LayerType | None = None,
     is_scaled: bool = True,
@@ -25,7 +25,7 @@ def read_rotary(
     Args:
         config: the file.
         head_dim: D.
-        theta: where the file has none; None to refuse such a file.
+        theta: where the file has none.
         theta_names: its names in older files.
         layer_type: of the layers, where a newer file keeps one for each type.
         is_scaled: whether ``rope_scaling`` of older files is meant for these layers.
