@@ -78,7 +78,7 @@ def build_mask(
         cells: the keys' cells.
         layout: the batch.
         recipe: how much is kept.
-        floor_R: float32 [R] 1 makes a row exact, on the device of q; zeros where None.
+        floor_R: float32 [R], 0 to 1, on the device of q; 1 makes a row exact; zeros where None.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
     Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
