@@ -61,14 +61,21 @@ def fix_gate(featurizer: Featurizer, recipes: Sequence[dict[str, Any]], *, num_t
         head_dim=featurizer.model.description.head_dim,
         max_tokens=featurizer.segment_options.max_tokens,
     )
-    return Featurizer(replace(featurizer.options, gate=gate))
+    return _with_gate(featurizer, gate)
 
 
 def _take_gate(featurizer: Featurizer, recipe: dict[str, Any] | None) -> Featurizer | None:
     if not recipe or not recipe.get("attention"):
         return None
     gate = read_gate(recipe, engine=featurizer.engine, head_dim=featurizer.model.description.head_dim)
-    return None if gate is None else Featurizer(replace(featurizer.options, gate=gate))
+    return None if gate is None else _with_gate(featurizer, gate)
+
+
+def _with_gate(featurizer: Featurizer, gate: GateTable) -> Featurizer:
+    """The same with a gate. Its model is taken over: looking at a folder hashes all weights."""
+    gated = Featurizer(replace(featurizer.options, gate=gate))
+    gated.model = featurizer.model
+    return gated
 
 
 def read_options(loaded: LoadedConfig) -> FeaturizerOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -14,6 +15,7 @@ from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.options import EncodeCounts, FeaturizerOptions
 from lodestream.actors.prepared import spans_from_table
 from lodestream.errors import FeatureVersionMismatch
+from lodestream.kernels import weights
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.pipeline import session
 from lodestream.pipeline.plan import make_plan
@@ -100,6 +102,20 @@ def test_a_measured_gate_is_kept_with_the_feature_version(
     # What reads the store encodes as it was encoded.
     options = session.options_of_recipe(workspace.open_snapshot().recipe)
     assert (options.attention, options.quality, options.gate) == ("auto", "low", OPEN)
+
+
+def test_the_gate_of_the_store_costs_no_second_look_at_the_weights(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace(tmp_path, model)
+    options = replace(session.read_options(workspace.load()), gate=OPEN)
+    recipe = Featurizer(options).recipe
+    hashed: list[str] = []
+    hash_file = weights._hash_file
+    monkeypatch.setattr(weights, "_hash_file", lambda path: hashed.append(path.name) or hash_file(path))
+    featurizer = session.make_featurizer(workspace.load(), recipe)
+    assert featurizer.options == options and featurizer.recipe == recipe
+    assert hashed == ["model.safetensors"]
 
 
 def prepare(featurizer: Featurizer, texts: dict[str, str]) -> pa.Table:
