@@ -37,12 +37,10 @@ _FIRST_TEXT: Final = "The first text is slow, and the next ones are not."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextEncoderOptions:
-    """``num_threads``: of torch. ``batch_tokens``, ``max_queued_tokens``: of a batch, and of all that may wait."""
+class TextEncoderOptions(BatcherOptions):
+    """Those of the batcher, and ``num_threads``: of torch."""
 
     num_threads: int = 1
-    batch_tokens: int = 1024
-    max_queued_tokens: int = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +102,8 @@ class TextEncoder:
         self.featurizer = featurizer
         self._options = options
         self._check_tokens = check_tokens
-        sizes = BatcherOptions(batch_tokens=options.batch_tokens, max_queued_tokens=options.max_queued_tokens)
         self.batcher: MicroBatcher[_Segment, LeafVectors] = MicroBatcher(
-            self._encode_segments, sizes, start_thread=self._set_threads, on_batch=on_batch
+            self._encode_segments, options, start_thread=self._set_threads, on_batch=on_batch
         )
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
