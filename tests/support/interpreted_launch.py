@@ -48,6 +48,7 @@ def measure_mutant(
     except AssertionError:
         return math.inf
     except triton.runtime.errors.InterpreterError as error:
+        # Numbers that are none come as warnings, and those are errors here.
         if "IndexError" in str(error) or "RuntimeWarning" in str(error):
             return math.inf
         raise
