@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,44 +22,25 @@ from tests.support.versions import (
     OTHER,
     assert_equals_rebuild,
     beside,
-    copy_corpus,
     edit,
-    make_corpus,
     pointer_of,
     store_of,
 )
 from tests.support.workspace import (
-    REPOSITORY,
     Workspace,
     command_environ,
     read_store,
 )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return make_corpus(tmp_path_factory.mktemp("versions") / "work")
-
-
-@pytest.fixture
-def workspace(made: Workspace, tmp_path: Path) -> Workspace:
-    return copy_corpus(made, tmp_path / "work")
-
-
-@pytest.fixture
-def with_other(workspace: Workspace) -> Workspace:
-    versions.add(workspace.load(OTHER), "other")
-    return workspace
-
-
-def test_the_served_version_is_refreshed_between_the_turns_of_a_build(workspace: Workspace) -> None:
-    edit(workspace)
+def test_the_served_version_is_refreshed_between_the_turns_of_a_build(corpus: Workspace) -> None:
+    edit(corpus)
     notes: list[str] = []
     settings = (OTHER, "run.chunk_documents=2")
-    change = versions.add(workspace.load(*settings), "other", turn_s=0, show_note=notes.append)
+    change = versions.add(corpus.load(*settings), "other", turn_s=0, show_note=notes.append)
     assert any("refreshed meanwhile: snapshot 3" in note for note in notes) and change.snapshot_after == 3
     assert change.done.computed > len(DOCUMENTS)
-    assert not find_gap(workspace.open_snapshot(), beside(workspace))
+    assert not find_gap(corpus.open_snapshot(), beside(corpus))
 
 
 def test_while_another_writes_nothing_is_promoted(with_other: Workspace) -> None:
@@ -69,13 +49,13 @@ def test_while_another_writes_nothing_is_promoted(with_other: Workspace) -> None
     assert with_other.open_snapshot().version == "v1"
 
 
-def test_a_build_waits_for_a_refresh_between_two_turns(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_waits_for_a_refresh_between_two_turns(corpus: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "_LOOK_AGAIN_S", 0.01)
     held = threading.Event()
 
     def refresh_elsewhere(*_: Any) -> None:
         def hold() -> None:
-            with store_of(workspace).open_lease("a refresh", ttl_s=2):
+            with store_of(corpus).open_lease("a refresh", ttl_s=2):
                 held.set()
                 threading.Event().wait(0.3)
 
@@ -84,17 +64,17 @@ def test_a_build_waits_for_a_refresh_between_two_turns(workspace: Workspace, mon
         assert held.wait(30)
 
     monkeypatch.setattr(versions, "_refresh_served", refresh_elsewhere)
-    change = versions.add(workspace.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
+    change = versions.add(corpus.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
     assert held.is_set() and change.done.is_level
 
 
 def test_a_version_that_is_dropped_during_its_build_stays_dropped(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    corpus: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "_refresh_served", lambda loaded, _: versions.drop(loaded, "other"))
     with pytest.raises(NotFoundError):
-        versions.add(workspace.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
-    assert not pointer_of(workspace).versions
+        versions.add(corpus.load(OTHER, "run.chunk_documents=3"), "other", turn_s=0)
+    assert not pointer_of(corpus).versions
 
 
 def test_promotion_and_refreshes_at_once(with_other: Workspace) -> None:
@@ -139,21 +119,21 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("step", "number"), KILLS)
-def test_a_killed_build_goes_on(workspace: Workspace, step: str, number: int) -> None:
-    before = read_store(workspace.open_snapshot())
-    kill_at_step(workspace, step, number, "versions", "add", "other", "--promote", "--set", OTHER)
-    pointer = pointer_of(workspace)
+def test_a_killed_build_goes_on(corpus: Workspace, step: str, number: int) -> None:
+    before = read_store(corpus.open_snapshot())
+    kill_at_step(corpus, step, number, "versions", "add", "other", "--promote", "--set", OTHER)
+    pointer = pointer_of(corpus)
     if step != "publish.swung":
-        assert pointer.version == "v1" and read_store(workspace.open_snapshot()) == before
+        assert pointer.version == "v1" and read_store(corpus.open_snapshot()) == before
     # Between a kill and the next try the served version is refreshed as ever.
-    edit(workspace)
-    workspace.run()
+    edit(corpus)
+    corpus.run()
     if pointer.version == "v1":
-        change = versions.add(workspace.load(OTHER, "run.chunk_documents=2"), "other")
+        change = versions.add(corpus.load(OTHER, "run.chunk_documents=2"), "other")
         if step in ("chunk.staged", "publish.indexed"):
             assert change.done.computed < len(DOCUMENTS) + 1  # as many as there are: less than all is done again
-        versions.promote(workspace.load(OTHER), "other")
-    assert_equals_rebuild(workspace, OTHER)
+        versions.promote(corpus.load(OTHER), "other")
+    assert_equals_rebuild(corpus, OTHER)
 
 
 def kill_at_step(workspace: Workspace, step: str, number: int, *arguments: str) -> None:
@@ -162,7 +142,7 @@ def kill_at_step(workspace: Workspace, step: str, number: int, *arguments: str) 
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), *arguments, *options],
         cwd=workspace.root,
-        env=command_environ() | {"PYTHONPATH": str(REPOSITORY)},
+        env=command_environ(),
         capture_output=True,
         text=True,
     )

@@ -31,9 +31,7 @@ from tests.support.versions import (
     OTHER,
     assert_equals_rebuild,
     beside,
-    copy_corpus,
     edit,
-    make_corpus,
     pointer_of,
 )
 from tests.support.workspace import (
@@ -43,46 +41,30 @@ from tests.support.workspace import (
 )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return make_corpus(tmp_path_factory.mktemp("versions") / "work")
-
-
-@pytest.fixture
-def workspace(made: Workspace, tmp_path: Path) -> Workspace:
-    return copy_corpus(made, tmp_path / "work")
-
-
-@pytest.fixture
-def with_other(workspace: Workspace) -> Workspace:
-    versions.add(workspace.load(OTHER), "other")
-    return workspace
-
-
-def test_other_features_are_refused_and_the_error_says_what_to_type(workspace: Workspace) -> None:
-    before = read_store(workspace.open_snapshot())
+def test_other_features_are_refused_and_the_error_says_what_to_type(corpus: Workspace) -> None:
+    before = read_store(corpus.open_snapshot())
     with pytest.raises(FeatureVersionMismatch, match="segment.heading_prefix False -> True") as caught:
-        workspace.run(OTHER)
+        corpus.run(OTHER)
     assert "lodestream versions add NAME" in caught.value.hint and caught.value.exit_code == 5
-    assert read_store(workspace.open_snapshot()) == before
-    (model,) = [result for result in check_all(workspace.load(OTHER)) if result.name == "model"]
+    assert read_store(corpus.open_snapshot()) == before
+    (model,) = [result for result in check_all(corpus.load(OTHER)) if result.name == "model"]
     assert (model.level, "versions add" in model.fix) == ("fail", True)
-    status = read_status(workspace.load()).as_dict()
+    status = read_status(corpus.load()).as_dict()
     assert status["failure"]["error"] == "FeatureVersionMismatch"
-    versions.add(workspace.load(OTHER), "other")
-    versions.promote(workspace.load(OTHER), "other")
-    assert read_status(workspace.load()).as_dict()["failure"] is None
+    versions.add(corpus.load(OTHER), "other")
+    versions.promote(corpus.load(OTHER), "other")
+    assert read_status(corpus.load()).as_dict()["failure"] is None
 
 
-def test_a_version_is_built_from_stored_texts_alone(workspace: Workspace) -> None:
-    shutil.rmtree(workspace.docs)
-    before = read_store(workspace.open_snapshot())
-    change = versions.add(workspace.load(OTHER), "other")
+def test_a_version_is_built_from_stored_texts_alone(corpus: Workspace) -> None:
+    shutil.rmtree(corpus.docs)
+    before = read_store(corpus.open_snapshot())
+    change = versions.add(corpus.load(OTHER), "other")
     assert change.done.computed == len(DOCUMENTS) + 1 and change.snapshot_after == change.snapshot_before
     # What both encode alike is taken over.
     assert 0 < change.done.counts.segments_encoded < change.done.counts.segments_total
-    assert read_store(workspace.open_snapshot()) == before
-    assert not find_gap(workspace.open_snapshot(), beside(workspace))
+    assert read_store(corpus.open_snapshot()) == before
+    assert not find_gap(corpus.open_snapshot(), beside(corpus))
 
 
 def test_promoted_features_equal_a_rebuild(with_other: Workspace) -> None:
@@ -149,35 +131,35 @@ def own_model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_of_ones_own_is_found_where_it_was(workspace: Workspace, own_model: Path) -> None:
+def test_a_model_of_ones_own_is_found_where_it_was(corpus: Workspace, own_model: Path) -> None:
     setting = f"encoder.model={own_model}"
-    versions.add(workspace.load(setting), "own")
-    versions.promote(workspace.load(), "own")
+    versions.add(corpus.load(setting), "own")
+    versions.promote(corpus.load(), "own")
     # The configuration asks for v1, which is kept: the version that is served is kept fresh all the same.
     notes: list[str] = []
-    edit(workspace)
-    report = workspace.run(show_note=notes.append)
-    assert report.snapshot_after != report.snapshot_before and workspace.open_snapshot().version == "own"
+    edit(corpus)
+    report = corpus.run(show_note=notes.append)
+    assert report.snapshot_after != report.snapshot_before and corpus.open_snapshot().version == "own"
     assert any("asks for the features of version v1" in note for note in notes)
-    assert lodestream.open(workspace.root).search("tides", limit=1)
+    assert lodestream.open(corpus.root).search("tides", limit=1)
     moved = own_model.parent.rename(own_model.parents[1] / "elsewhere") / own_model.name
     with pytest.raises(ModelError, match="own, weights sha256"):
-        workspace.run()
-    workspace.run(f"encoder.model={moved}", show_note=notes.append)
-    assert_equals_rebuild(workspace, f"encoder.model={moved}")
+        corpus.run()
+    corpus.run(f"encoder.model={moved}", show_note=notes.append)
+    assert_equals_rebuild(corpus, f"encoder.model={moved}")
 
 
-def test_another_precision_class_is_never_mixed_in(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_precision_class_is_never_mixed_in(corpus: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of fp32 features on whatever machine, then one whose features need bf16 on a machine without it."""
-    versions.add(workspace.load("encoder.precision=fp32", "segment.target_tokens=31"), "full")
-    versions.promote(workspace.load(), "full")
-    featurizer, _ = choose_featurizer(workspace.load("segment.target_tokens=31"), pointer_of(workspace))
+    versions.add(corpus.load("encoder.precision=fp32", "segment.target_tokens=31"), "full")
+    versions.promote(corpus.load(), "full")
+    featurizer, _ = choose_featurizer(corpus.load("segment.target_tokens=31"), pointer_of(corpus))
     assert featurizer.precision == "fp32"
-    pointer = pointer_of(workspace)
+    pointer = pointer_of(corpus)
     recipe = {**pointer.recipe, "precision": "bf16"}
     monkeypatch.setattr(session, "native_precision", lambda: "fp32")
     with pytest.raises(ConfigError, match="bf16") as caught:
-        choose_featurizer(workspace.load("segment.target_tokens=31"), replace(pointer, recipe=recipe))
+        choose_featurizer(corpus.load("segment.target_tokens=31"), replace(pointer, recipe=recipe))
     assert "versions add NAME --set encoder.precision=fp32" in caught.value.hint
 
 
@@ -210,7 +192,7 @@ def test_names_and_features_are_not_confused(with_other: Workspace) -> None:
     assert versions.add(with_other.load(), "other").done.computed == 0
 
 
-def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_the_version_cannot_use_is_told(corpus: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from lodestream.actors import outlines
     from lodestream.errors import DocumentError
 
@@ -222,33 +204,33 @@ def test_a_document_that_the_version_cannot_use_is_told(workspace: Workspace, mo
         return outline(texts, *rest)
 
     monkeypatch.setattr(outlines, "outline_documents", refuse)
-    change = versions.add(workspace.load(OTHER), "other")
+    change = versions.add(corpus.load(OTHER), "other")
     assert change.done.failed == [{"doc_id": NAMES[0], "reason": "too knotty"}]
-    assert versions.add(workspace.load(OTHER), "other").done.computed == 0
-    assert beside(workspace).get_features(NAMES[0]).num_rows == 0
+    assert versions.add(corpus.load(OTHER), "other").done.computed == 0
+    assert beside(corpus).get_features(NAMES[0]).num_rows == 0
     with pytest.raises(QuarantineShareExceeded, match="cannot use 1 of 7 documents"):
-        versions.promote(workspace.load(OTHER, "run.max_quarantined_share=0.1"), "other")
-    assert workspace.open_snapshot().version == "v1"
+        versions.promote(corpus.load(OTHER, "run.max_quarantined_share=0.1"), "other")
+    assert corpus.open_snapshot().version == "v1"
 
 
 @pytest.mark.parametrize("verb", ["purge", "repair"])
-def test_what_is_in_quarantine_is_counted_after(workspace: Workspace, verb: str) -> None:
-    loaded = workspace.load()
+def test_what_is_in_quarantine_is_counted_after(corpus: Workspace, verb: str) -> None:
+    loaded = corpus.load()
     assert read_status(loaded).as_dict()["quarantined"] == 1
     if verb == "purge":
         upkeep.purge(loaded, upkeep.plan(loaded, [NAMES[5]]))
     else:
-        for path in (workspace.store / "features.lance" / "data").iterdir():
+        for path in (corpus.store / "features.lance" / "data").iterdir():
             path.unlink()
         assert NAMES[5] in upkeep.repair(loaded, upkeep.verify(loaded, deep=False)).to_compute
     assert read_status(loaded).as_dict()["quarantined"] == 0
 
 
-def test_the_verbs_as_they_are_typed(workspace: Workspace) -> None:
-    settings = [part for setting in workspace.settings for part in ("--set", setting)]
+def test_the_verbs_as_they_are_typed(corpus: Workspace) -> None:
+    settings = [part for setting in corpus.settings for part in ("--set", setting)]
 
     def type_in(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = workspace.command(*arguments, *settings)
+        done = corpus.command(*arguments, *settings)
         assert done.returncode == code, done.stderr
         return done
 
@@ -267,7 +249,7 @@ def test_the_verbs_as_they_are_typed(workspace: Workspace) -> None:
     promoted = type_in("versions", "promote", "other")
     assert "version other is served in the place of v1" in promoted.stdout
     assert "segment.heading_prefix False -> True" in promoted.stderr  # what to write into lodestream.toml
-    assert "beside     v1" in workspace.command("status").stdout
+    assert "beside     v1" in corpus.command("status").stdout
     assert json.loads(type_in("snapshots", "list", "--json").stdout)[-1]["version"] == "other"
     assert last_json(type_in("versions", "rollback", "--json", code=2))["error"] == "ConfigError"
     assert "version v1 is served in the place of other" in type_in("versions", "rollback", "--yes").stdout

@@ -6,6 +6,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from lodestream.pipeline import versions
 from lodestream.storage.snapshot import PointerRecord
 from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.workspace import Workspace, assert_equal_stores, short_topics
@@ -17,9 +20,10 @@ SHORT_TTL = "lease.ttl_s=2"
 NEW_PARAGRAPH = "The tide table of 1911 hung beside the kitchen door, and nobody had taken it down."
 
 
-def make_corpus(folder: Path) -> Workspace:
-    """Seven documents, a page of HTML among them and one in quarantine, after two runs."""
-    workspace = Workspace.create(folder, DOCUMENTS, SHORT_TTL)
+@pytest.fixture(scope="session")
+def made_corpus(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Seven documents, a page of HTML among them and one in quarantine, after two runs; tests work in copies."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("versions") / "work", DOCUMENTS, SHORT_TTL)
     workspace.write("page.html", f"<html><body><h1>Tides</h1><p>{NEW_PARAGRAPH}</p></body></html>")
     workspace.run()
     workspace.write(NAMES[5], b"\0 spoiled")
@@ -27,10 +31,19 @@ def make_corpus(folder: Path) -> Workspace:
     return workspace
 
 
-def copy_corpus(made: Workspace, folder: Path) -> Workspace:
+@pytest.fixture
+def corpus(made_corpus: Workspace, tmp_path: Path) -> Workspace:
     """A copy to work in."""
-    shutil.copytree(made.root, folder)
-    return replace(made, root=folder, settings=(*made.settings, "run.max_quarantined_share=1"))
+    folder = tmp_path / "work"
+    shutil.copytree(made_corpus.root, folder)
+    return replace(made_corpus, root=folder, settings=(*made_corpus.settings, "run.max_quarantined_share=1"))
+
+
+@pytest.fixture
+def with_other(corpus: Workspace) -> Workspace:
+    """The copy, with a finished version ``other`` beside the served one."""
+    versions.add(corpus.load(OTHER), "other")
+    return corpus
 
 
 def store_of(workspace: Workspace) -> FeatureStore:
