@@ -73,7 +73,7 @@ class FeatureStore:
         """
         location = Location.parse(place)
         pointer, _ = read_pointer(location)
-        _require_schema(location, pointer)
+        require_schema(location, pointer)
         return cls(location, dim=pointer.dim)
 
     @classmethod
@@ -257,7 +257,12 @@ def _create(location: Location, dim: int) -> None:
         return  # somebody else created the same store at this moment
 
 
-def _require_schema(location: Location, pointer: PointerRecord) -> None:
+def require_schema(location: Location, pointer: PointerRecord) -> None:
+    """Refuse a store that another version of lodestream wrote.
+
+    Raises:
+        StoreSchemaMismatch: the pointer says another schema than this version's.
+    """
     if pointer.schema_version == SCHEMA_VERSION:
         return
     advice = "lodestream migrate"

@@ -21,7 +21,7 @@ from lodestream.errors import LodestreamError, ServiceUnavailable, StoreNotFound
 from lodestream.pipeline.serve.parts import Encoding
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, read_pointer
-from lodestream.storage.store import FeatureStore, Snapshot
+from lodestream.storage.store import Snapshot, require_schema
 
 SnapshotNumber = int | Literal["latest"]
 
@@ -238,7 +238,7 @@ class Follower:
         if latest is None or (record.sequence, record.tables) != (latest.record.sequence, latest.record.tables):
             self._refusal.check(pointer.nonce)
             try:
-                FeatureStore.open(self._location)  # a store of another schema is refused
+                require_schema(self._location, pointer)
                 self._swap(record)
             except Exception as error:
                 self._refusal.note(pointer.nonce, error)
