@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lodestream.storage.columns import find_equal
+from lodestream.storage.columns import as_batch, find_equal
 from lodestream.storage.reader import Snapshot
 
 IDENTITY_BYTES: Final = 16
@@ -53,9 +53,7 @@ class Catalog:
     def read(cls, snapshot: Snapshot) -> Catalog:
         """Read the documents of ``snapshot``."""
         table = snapshot.open_table("documents").read(_COLUMNS)
-        table = table.take(pc.sort_indices(table, sort_keys=[("doc_id", "ascending")])).combine_chunks()
-        batches = table.to_batches()
-        return cls(batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema))
+        return cls(as_batch(table.take(pc.sort_indices(table, sort_keys=[("doc_id", "ascending")]))))
 
     def __len__(self) -> int:
         return len(self._doc_ids)

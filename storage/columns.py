@@ -39,6 +39,12 @@ def conform_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.cast(schema)
 
 
+def as_batch(rows: pa.Table) -> pa.RecordBatch:
+    """Return all rows, perhaps none, as one batch."""
+    batches = rows.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)
+
+
 def conforms(found: pa.Schema, wanted: pa.Schema) -> bool:
     """Whether a table that Lance opened has the wanted columns."""
     # Lance does not keep whether the items of a list may be null.

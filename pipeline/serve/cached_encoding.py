@@ -14,6 +14,7 @@ from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import EncodedTexts, Encoding
 from lodestream.storage.cache.entry import TEXT, Entry, name_text
+from lodestream.storage.columns import as_batch
 
 
 class CachedEncoding:
@@ -58,7 +59,7 @@ class CachedEncoding:
             encoded = await self._encoding.encode(chosen, text_format=text_format, segments=segments, role=role)
             num_encoded = encoded.num_encoded_tokens
             for index, rows, num_tokens in zip(wanted, encoded.rows, encoded.num_tokens, strict=True):
-                held[keys[index]] = Entry(rows=_as_batch(rows), num_tokens=num_tokens)
+                held[keys[index]] = Entry(rows=as_batch(rows), num_tokens=num_tokens)
                 cache.put(TEXT, keys[index], held[keys[index]])
         self._limits.check_tokens([held[key].num_tokens for key in keys])
         return EncodedTexts(
@@ -75,8 +76,3 @@ class CachedEncoding:
     def close(self) -> None:
         """Ends the encoding behind the cache."""
         self._encoding.close()
-
-
-def _as_batch(rows: pa.Table) -> pa.RecordBatch:
-    batches = rows.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)

@@ -24,6 +24,7 @@ from lodestream.schema import GRANULARITIES, Granularity, features_schema
 from lodestream.storage.cache.entry import Entry, name_rows
 from lodestream.storage.cache.layered import LayeredCache
 from lodestream.storage.catalog import Catalog, CatalogEntry
+from lodestream.storage.columns import as_batch
 from lodestream.storage.store import Snapshot
 
 _TIERS: Final = ("memory", "disk", "snapshot")
@@ -207,6 +208,4 @@ def _is_same(one: Snapshot, other: Snapshot) -> bool:
 
 def _pick(rows: pa.Table, granularity: str) -> pa.RecordBatch:
     """The rows of one granularity, as one batch with memory of its own."""
-    chosen = rows.filter(pc.equal(rows.column("granularity"), granularity)).combine_chunks()
-    batches = chosen.to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=chosen.schema)
+    return as_batch(rows.filter(pc.equal(rows.column("granularity"), granularity)))
