@@ -16,7 +16,6 @@ from lodestream.pipeline.serve.plots import plot_histogram, plot_runs, plot_shar
 
 RELOAD_S: Final = 15
 _FOLDER: Final = Path(__file__).parent / "templates"
-_TIERS: Final = ("memory", "disk", "snapshot", "encode")
 _SHOWN_SNAPSHOTS: Final = 8
 
 
@@ -28,7 +27,8 @@ def render_page(board: Board) -> bytes:
     target_s = freshness.get("target_seconds")
     trend = board.read_trend()
     runs = values.get("recent_runs") or []
-    tiers = _list_tiers(values["serving"]["rows_found"])
+    tiers = dict(values["serving"]["rows_found"])
+    num_missing = tiers.pop("miss")
     page = _template().render(
         values=values,
         serving=values["serving"],
@@ -41,13 +41,14 @@ def render_page(board: Board) -> bytes:
         runs=runs,
         profile=profile,
         tiers=tiers,
+        num_missing=num_missing,
         hit_share=_find_hit_share(tiers),
         target_s=target_s,
         trend_svg=plot_trend(trend, target_s=target_s),
         trend_worst_s=max((point for point in trend if point is not None), default=None),
         runs_svg=plot_runs(runs),
         density_svg=plot_histogram(profile.density_bins, threshold=profile.threshold) if profile else "",
-        tiers_svg=plot_shares({name: number for name, number in tiers if name != "not found"}),
+        tiers_svg=plot_shares(tiers),
         now=datetime.now(UTC),
         reload_s=RELOAD_S,
     )
@@ -76,20 +77,10 @@ def _list_snapshots(values: Mapping[str, Any]) -> list[int]:
     return list(reversed(kept))[:_SHOWN_SNAPSHOTS]
 
 
-def _list_tiers(found: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Tiers from the nearest to the farthest; what none had comes last."""
-    others = [name for name in found if name not in (*_TIERS, "miss")]
-    named = [(name, found[name]) for name in (*_TIERS, *others) if name in found]
-    return [*named, ("not found", found.get("miss", 0))]
-
-
-def _find_hit_share(tiers: list[tuple[str, int]]) -> float | None:
-    """Share of the documents found that came from a cache; None where there is none."""
-    found = [(name, number) for name, number in tiers if name != "not found"]
-    total = sum(number for _, number in found)
-    if not total or len(found) < 2:
-        return None
-    return 1 - dict(found).get("snapshot", 0) / total
+def _find_hit_share(tiers: Mapping[str, int]) -> float | None:
+    """Share of the documents found that came from a cache; None where none was found yet."""
+    total = sum(tiers.values())
+    return 1 - tiers["snapshot"] / total if total else None
 
 
 def _say_seconds(seconds: float | None) -> str:

@@ -87,7 +87,8 @@ class RowSource(Protocol):
         """As ``get``, in the event loop: None unless all of them are there and no file has to be waited for."""
 
     def count(self) -> Mapping[str, int]:
-        """Documents found so far by tier, and those that none had ("miss")."""
+        """Documents found so far by tier, the nearest first ("memory", "disk", "snapshot"), and those that none had
+        ("miss")."""
 
 
 class Searcher(Protocol):
