@@ -1,7 +1,7 @@
 """The layers a configuration is put together from: a TOML file, environment variables, ``--set``.
 
 Each layer is a list of assignments, a dotted path with a value and the place it came from. What the values mean is not
-known here: ``config.py`` holds the settings.
+known here: ``settings.py`` holds the settings.
 """
 
 from __future__ import annotations
