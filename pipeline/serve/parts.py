@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodestream.actors.featurizer import Featurizer
@@ -48,8 +49,7 @@ class StoredDocument:
     @property
     def computed_at(self) -> datetime | None:
         """When the newest of its vectors was computed; None without rows."""
-        times = self.rows.column("computed_at")
-        newest: datetime | None = max(times.to_pylist(), default=None)
+        newest: datetime | None = pc.max(self.rows.column("computed_at")).as_py()
         return newest
 
 
