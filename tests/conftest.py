@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -59,11 +58,3 @@ def streams_folder() -> Path:
     if not folder:
         pytest.skip("LODESTREAM_STREAMS does not name a folder with streams of real edits")
     return Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def loggers_speak() -> None:
-    """A server in this process, such as Ray Serve's, may have silenced every logger that there was before it."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("lodestream") and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
