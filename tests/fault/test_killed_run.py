@@ -31,6 +31,7 @@ from tests.support.workspace import (
     last_json,
     read_documents,
     read_features,
+    run_killed,
     short_topics,
 )
 
@@ -242,14 +243,7 @@ def read_rows(store: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def kill_at_step(workspace: Workspace, step: str, number: int, settings: list[str]) -> None:
     """``lodestream run`` in a process that dies at the step."""
     options = [part for setting in ("run.executor=local", SHORT_TTL, *settings) for part in ("--set", setting)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), "run", *options],
-        cwd=workspace.root,
-        env=command_environ(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, f"{step} was not reached {number} times: {done.stderr}"
+    run_killed(workspace.root, step, number, "run", *options)
 
 
 @pytest.mark.parametrize("step", ["register.written", "register.linked", "begin.claimed"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +25,8 @@ from tests.support.versions import (
 )
 from tests.support.workspace import (
     Workspace,
-    command_environ,
     read_store,
+    run_killed,
 )
 
 
@@ -139,11 +136,4 @@ def test_a_killed_build_goes_on(corpus: Workspace, step: str, number: int) -> No
 def kill_at_step(workspace: Workspace, step: str, number: int, *arguments: str) -> None:
     settings = (*workspace.settings, "run.chunk_documents=2")
     options = [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), *arguments, *options],
-        cwd=workspace.root,
-        env=command_environ(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, f"{step} was not reached {number} times: {done.stderr}"
+    run_killed(workspace.root, step, number, *arguments, *options)

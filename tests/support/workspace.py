@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,18 @@ def run_command(
         encoding="utf-8",
         timeout=timeout_s,
     )
+
+
+def run_killed(folder: Path, step: str, number: int, *arguments: str) -> None:
+    """``lodestream ARGUMENTS`` in ``folder``, in a process that dies at its ``number``-th pass of ``step``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.kill_at_step", step, str(number), *arguments],
+        cwd=folder,
+        env=command_environ(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, f"{step} was not reached {number} times: {done.stderr}"
 
 
 def command_environ() -> dict[str, str]:
