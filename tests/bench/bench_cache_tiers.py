@@ -9,14 +9,13 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from corpora import read_corpus
-from harness import interleave, record, start
+from harness import interleave, measure_time, record, start
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
@@ -147,9 +146,7 @@ def measure_times(snapshot: Snapshot, folder: Path, doc_ids: Sequence[str], conf
 
     def take_time(read: Callable[[str], object]) -> float:
         doc_id = next(order)
-        started = time.perf_counter()
-        read(doc_id)
-        return (time.perf_counter() - started) * 1000
+        return measure_time(lambda: read(doc_id)).seconds * 1000
 
     providers = {name: (lambda read=read: take_time(read)) for name, read in readers.items()}
     for name, values in interleave(ROUNDS, providers).items():

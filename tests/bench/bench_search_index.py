@@ -14,14 +14,13 @@ import resource
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from harness import interleave, record
+from harness import interleave, measure_time, record
 
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema, row_key
 from lodestream.storage.catalog import Catalog
@@ -107,9 +106,8 @@ def write(store: FeatureStore, doc_ids: list[str], seed: int) -> Snapshot:
 
 
 def take_time(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) * 1000
+    """Milliseconds."""
+    return measure_time(work).seconds * 1000
 
 
 def open_lance(codes: np.ndarray, folder: Path) -> Callable[[np.ndarray], object]:

@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,11 +124,9 @@ def plan_level(policy: AttentionPolicy, num_tokens: int, densities: tuple[float,
 
 def timed(encoder: PackedEncoder, batch: PackedBatch, plan: SegmentPlan | None) -> Callable[[], float]:
     def run() -> float:
-        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         attend = None if plan is None else SparseSegment(plan, num_layers=NUM_LAYERS)
-        started = clock()
-        encoder.encode(batch, attend=attend)
-        return clock() - started
+        taken = harness.measure_time(lambda: encoder.encode(batch, attend=attend))
+        return taken.cpu_seconds if torch.get_num_threads() == 1 else taken.seconds
 
     return run
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ if __package__ is None or not __package__:
 from PIL import Image
 
 from lodestream.storage.store import FeatureStore
-from tests.support.served import POLL, Served, serve_http
+from tests.support.served import POLL, Served, serve_http, wait_until
 from tests.support.store_rows import take_lease
 from tests.support.workspace import Workspace, short_topics
 
@@ -87,7 +86,7 @@ def shoot(chromium: str, workspace: Workspace, target: Path, height: int, *setti
     spread(workspace)
     with serve_http(workspace.load(POLL, *settings)) as served:
         ask(served, seconds=6.0)
-        wait_for(lambda: served.client.get("/readyz").status_code == 200)
+        wait_until(lambda: served.client.get("/readyz").status_code == 200)
         scheme = ["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *scheme]
         size = f"--window-size={WIDTH},{height}"
@@ -111,12 +110,6 @@ def ask(served: Served, *, seconds: float) -> None:
             served.client.post("/v1/search", json={"query": "how are names resolved?"})
             served.client.post("/v1/encode", json={"texts": [f"Text number {number}, never seen before."]})
         number += 1
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Waits until the service is up."""
-    while not holds():
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":
