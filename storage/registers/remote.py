@@ -163,10 +163,17 @@ class RemoteRegister:
         )
 
     def _persist(self, call: Callable[[], Result]) -> Result:
+        patience_s = self._options.give_up_after_s
+        backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            """Seconds to the next call; a long pause is cut, so that the last call is made when patience ends."""
+            return min(backoff(state), max(patience_s - (state.seconds_since_start or 0.0), 0.0))
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unreachable),
-            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=tenacity.stop_before_delay(self._options.give_up_after_s),
+            wait=pause,
+            stop=tenacity.stop_after_delay(patience_s),
             sleep=time.sleep,
             reraise=True,
         )
