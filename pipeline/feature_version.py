@@ -13,6 +13,7 @@ from typing import Any, Final
 from lodestream.actors.featurizer import Featurizer
 from lodestream.actors.models import PACKAGED_MODELS
 from lodestream.errors import ConfigError, FeatureVersionMismatch, ModelError
+from lodestream.kernels.weights import ModelFolder
 from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.session import make_featurizer, options_of_recipe, read_options
 from lodestream.storage.snapshot import PointerRecord
@@ -72,7 +73,7 @@ def choose_featurizer(loaded: LoadedConfig, pointer: PointerRecord | None) -> tu
     configured = make_featurizer(loaded, pointer.recipe if pointer else None)
     if pointer is None or configured.feature_version == pointer.feature_version:
         return configured, ""
-    asked = find_asked(loaded, [Recipe.of_kept(kept) for kept in pointer.versions])
+    asked = find_asked(loaded, [Recipe.of_kept(kept) for kept in pointer.versions], model=configured.model)
     if asked is None:
         differences = describe_differences(pointer.recipe, configured.recipe)
         raise FeatureVersionMismatch(
@@ -87,11 +88,13 @@ def choose_featurizer(loaded: LoadedConfig, pointer: PointerRecord | None) -> tu
     return featurizer_of(loaded, Recipe.of_served(pointer)), note
 
 
-def find_asked(loaded: LoadedConfig, versions: Sequence[Recipe]) -> Recipe | None:
-    """Which of some versions has the features that the configuration asks for."""
+def find_asked(loaded: LoadedConfig, versions: Sequence[Recipe], *, model: ModelFolder | None = None) -> Recipe | None:
+    """Which of some versions has the features that the configuration asks for; ``model``: as of make_featurizer."""
     for version in versions:
         try:
-            if make_featurizer(loaded, dict(version.recipe)).feature_version == version.feature_version:
+            asked = make_featurizer(loaded, dict(version.recipe), model=model)
+            model = asked.model
+            if asked.feature_version == version.feature_version:
                 return version
         except ConfigError:  # of a precision that this processor does not have
             continue

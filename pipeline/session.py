@@ -14,16 +14,24 @@ from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import ConfigError, StoreNotFound
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.precision import native_precision
+from lodestream.kernels.weights import ModelFolder
 from lodestream.pipeline.config.settings import Config, LoadedConfig
 from lodestream.storage.location import Location
 from lodestream.storage.snapshot import PointerRecord, read_pointer
 
 
-def make_featurizer(loaded: LoadedConfig, stored_recipe: dict[str, Any] | None) -> Featurizer:
+def make_featurizer(
+    loaded: LoadedConfig, stored_recipe: dict[str, Any] | None, *, model: ModelFolder | None = None
+) -> Featurizer:
     """The featurizer that a configuration asks for.
 
     ``encoder.precision = auto`` takes the precision of the store's features where there are some: vectors of two
     precisions in one store would differ for no reason that shows. The gate of sparse attention is the store's too.
+
+    Args:
+        loaded: the configuration.
+        stored_recipe: of the store's features; None where there are none.
+        model: of a featurizer of the same configuration, where there is one: to look at a folder hashes all weights.
 
     Raises:
         ConfigError: the store's precision is not native on this processor.
@@ -32,6 +40,8 @@ def make_featurizer(loaded: LoadedConfig, stored_recipe: dict[str, Any] | None) 
     if options.precision == "auto" and stored_recipe:
         options = replace(options, precision=_keep_precision(str(stored_recipe["precision"])))
     featurizer = Featurizer(options)
+    if model is not None:
+        featurizer.model = model
     return _take_gate(featurizer, stored_recipe) or featurizer
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lodestream.pipeline.cli import output
-from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, Yes, load, note_flags
+from lodestream.pipeline.cli.options import ConfigFile, Debug, Json, Overrides, Yes, load, note_flags, require_consent
 from lodestream.pipeline.cli.refresh import carry_out
 
 quarantine_app = typer.Typer(
@@ -76,8 +76,8 @@ def drop(
     note_flags(as_json=as_json, debug=debug)
     loaded = load(config, overrides)
     chosen = choose_quarantined(loaded, doc_ids)
-    if not yes:
-        typer.confirm(f"give up the failed versions of {len(chosen)} documents?", abort=True)
+    question = f"give up the failed versions of {len(chosen)} documents?"
+    require_consent(question, yes=yes, as_json=as_json, danger="versions that are given up are not tried again")
     sequence = drop_quarantined(loaded, chosen)
     if as_json:
         output.print_json({"dropped": chosen, "snapshot": sequence})

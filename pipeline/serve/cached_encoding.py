@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -14,6 +15,7 @@ from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import EncodedTexts, Encoding
 from lodestream.storage.cache.entry import TEXT, Entry, name_text
+from lodestream.storage.cache.layered import LayeredCache
 from lodestream.storage.columns import as_batch
 
 
@@ -50,7 +52,7 @@ class CachedEncoding:
             # The prompt of queries is no part of the version, which names stored rows.
             version = f"{version} {role} {self.featurizer.model.query_prompt}"
         keys = [name_text(version, text_format, text) for text in texts]
-        held = {key: pair[0] for key in dict.fromkeys(keys) if (pair := cache.get(TEXT, key)) is not None}
+        held = await _find_held(cache, dict.fromkeys(keys))
         self._num_known_tokens += sum(held[key].num_tokens for key in keys if key in held)
         wanted = [index for index, key in enumerate(keys) if key not in held]
         num_encoded = 0
@@ -76,3 +78,16 @@ class CachedEncoding:
     def close(self) -> None:
         """Ends the encoding behind the cache."""
         self._encoding.close()
+
+
+async def _find_held(cache: LayeredCache, keys: Collection[bytes]) -> dict[bytes, Entry]:
+    """The entries that the cache has. Files are read on another thread: a slow disk would hold up every request."""
+    in_files = [key for key in keys if cache.needs_disk(TEXT, key)]
+    found = _find_all(cache, set(keys).difference(in_files))
+    if in_files:
+        found |= await asyncio.to_thread(_find_all, cache, in_files)
+    return found
+
+
+def _find_all(cache: LayeredCache, keys: Iterable[bytes]) -> dict[bytes, Entry]:
+    return {key: pair[0] for key in keys if (pair := cache.get(TEXT, key)) is not None}

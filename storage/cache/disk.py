@@ -129,11 +129,14 @@ class DiskTier:
 
     def put(self, kind: str, key: bytes, entry: Entry) -> None:
         """Take an entry that the store has given; it reaches the disk with others, or with ``flush``."""
-        if entry.is_lossy or not can_shrink(entry):
+        with self._lock:
+            if entry.is_lossy or self._holds(key) or not self._admits(key):
+                return
+        if not can_shrink(entry):  # hashes the name of every row, so only where the entry is wanted
             return
         item = PageEntry(kind=kind, key=key, entry=entry, made_at_s=int(self._clock()))
         with self._lock:
-            if key in self._pending or key in self._places or not self._admits(key):
+            if self._holds(key):
                 return
             self._pending[key] = item
             self._pending_bytes += entry.rows.nbytes
@@ -174,6 +177,9 @@ class DiskTier:
 
     def _is_old(self, item: PageEntry) -> bool:
         return self._clock() - item.made_at_s > self._max_age_s
+
+    def _holds(self, key: bytes) -> bool:
+        return key in self._pending or key in self._places
 
     def _admits(self, key: bytes) -> bool:
         if sum(self._sizes.values()) + self._pending_bytes + self._page_bytes <= self._budget:

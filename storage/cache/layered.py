@@ -77,6 +77,10 @@ class LayeredCache:
         self._memory.put(kind, key, found[1])
         return found[1], "disk"
 
+    def needs_disk(self, kind: str, key: bytes) -> bool:
+        """Whether ``get`` will most likely read a file."""
+        return self._disk is not None and not self._memory.holds(kind, key)
+
     def holds_in_memory(self, kind: str, key: bytes) -> bool:
         """Whether ``get`` will most likely answer from memory, without waiting for a file."""
         return self._memory.holds(kind, key)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lodestream.errors import (
     NotFoundError,
     QuarantineShareExceeded,
 )
+from lodestream.kernels import weights
 from lodestream.pipeline import feature_version, session, upkeep, versions
 from lodestream.pipeline.checks.check import check_all
 from lodestream.pipeline.feature_version import choose_featurizer
@@ -147,6 +149,23 @@ def test_a_model_of_ones_own_is_found_where_it_was(corpus: Workspace, own_model:
         corpus.run()
     corpus.run(f"encoder.model={moved}", show_note=notes.append)
     assert_equals_rebuild(corpus, f"encoder.model={moved}")
+
+
+def test_a_folder_is_hashed_once_whatever_it_is_compared_with(
+    corpus: Workspace, own_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    hash_file = weights._hash_file
+    monkeypatch.setattr(weights, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
+    pointer = pointer_of(corpus)
+    kept = pointer.keep_served(datetime.now(UTC))
+    others = tuple(
+        replace(kept, name=f"kept {number}", recipe={**kept.recipe, "precision": precision})
+        for number, precision in enumerate(("fp32", "bf16", "fp32"))
+    )
+    with pytest.raises(FeatureVersionMismatch):
+        choose_featurizer(corpus.load(f"encoder.model={own_model}"), replace(pointer, versions=others))
+    assert len(hashed) == 1
 
 
 def test_another_precision_class_is_never_mixed_in(corpus: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

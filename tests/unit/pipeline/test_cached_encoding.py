@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from lodestream.actors.featurizer import Featurizer
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.cached_encoding import CachedEncoding
 from lodestream.pipeline.serve.limits import Limits
 from lodestream.pipeline.serve.parts import EncodedTexts
+from lodestream.storage.cache.disk import DiskTier
+from lodestream.storage.cache.entry import TEXT, name_text
 from lodestream.storage.cache.layered import CacheOptions
+from tests.support.cache_entries import make_entry
 from tests.support.store_rows import DIM, make_features
 
 LIMITS = Limits()
@@ -59,3 +66,27 @@ def test_only_what_is_new_is_encoded() -> None:
     assert encoding.count()["known_tokens"] == 5 + 4
     other = CachedEncoding(CountingEncoding("v2"), keeper, LIMITS)
     assert encode(other, ["four"]).num_encoded_tokens == 5
+
+
+def test_files_are_read_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process finds a text on the disk, and what memory has needs no thread."""
+    options = CacheOptions(
+        memory_bytes={"text": 1 << 20}, folder=tmp_path, disk_bytes=1 << 20, codec="int8", max_age_s=1e6
+    )
+    keeper = CacheKeeper(options)
+    keeper.open(DIM).put(TEXT, name_text("v1", "text", "one"), make_entry("0"))
+    keeper.close()
+    readers: list[threading.Thread] = []
+    get = DiskTier.get
+
+    def note_thread(tier: DiskTier, key: bytes) -> Any:
+        readers.append(threading.current_thread())
+        return get(tier, key)
+
+    monkeypatch.setattr(DiskTier, "get", note_thread)
+    keeper = CacheKeeper(options)
+    encoding = CachedEncoding(CountingEncoding("v1"), keeper, LIMITS)
+    for _ in range(2):
+        assert encode(encoding, ["one"]).num_encoded_tokens == 0
+    assert len(readers) == 1 and readers[0] is not threading.main_thread()
+    keeper.close()

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lodestream.errors import ConfigError, StoreCorrupt
+from lodestream.pipeline import quarantine
 from lodestream.pipeline.cli.app import app
 from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.report import RunReport
@@ -69,6 +70,26 @@ def test_purge_in_a_script_wants_yes(store: FeatureStore) -> None:
     assert isinstance(result.exception, ConfigError)
     assert invoke_json("gc", "--purge", "d", "--yes")["plan"]["lost_sequences"] == [1]
     assert read_contents(store.open_snapshot()) == {"e": ["b"]}
+
+
+def test_giving_up_what_failed_asks_apart_from_the_answer(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: list[str] = []
+
+    def give_up(_: object, doc_ids: list[str]) -> int:
+        given_up.extend(doc_ids)
+        return 2
+
+    monkeypatch.setattr(quarantine, "choose_quarantined", lambda _, doc_ids: doc_ids)
+    monkeypatch.setattr(quarantine, "drop_quarantined", give_up)
+    in_script = invoke("quarantine", "drop", "d", "--json")
+    assert isinstance(in_script.exception, ConfigError) and "--yes" in in_script.exception.hint
+    refused = invoke("quarantine", "drop", "d", answer="n\n")
+    assert refused.exit_code == 1 and "give up" not in refused.stdout
+    assert "give up the failed versions of 1 documents?" in refused.stderr
+    assert given_up == []
+    assert invoke_json("quarantine", "drop", "d", "--yes") == {"dropped": ["d"], "snapshot": 2}
+    assert invoke("quarantine", "drop", "e", answer="y\n").stdout.startswith("dropped 1 documents")
+    assert given_up == ["d", "e"]
 
 
 def test_a_run_ends_with_the_upkeep_that_is_due(store: FeatureStore) -> None:

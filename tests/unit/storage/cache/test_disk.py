@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,21 @@ def test_entries_are_found_while_they_wait_on_the_disk_and_after_a_restart(tmp_p
     counts = again.count()
     assert (counts.hits, counts.misses, counts.entries) == (40, 1, 40)
     assert counts.held_bytes == sum(path.stat().st_size for path in tmp_path.glob(f"*{SUFFIX}"))
+
+
+def test_only_what_will_be_kept_is_looked_at_closely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    can_shrink = disk.can_shrink
+    monkeypatch.setattr(disk, "can_shrink", lambda entry: looked_at.append(entry.source) or can_shrink(entry))
+    tier = open_disk(tmp_path)
+    lossy = replace(make_entry("lossy"), is_lossy=True)
+    for _ in range(3):
+        fill(tier, NAMES[:2])
+        tier.put("sentence", make_key("lossy"), lossy)
+    assert len(looked_at) == 2
+    strange = replace(make_entry("strange"), source="another than its keys are made of")
+    tier.put("sentence", make_key("strange"), strange)
+    assert tier.get(make_key("strange")) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty", "gone"])
