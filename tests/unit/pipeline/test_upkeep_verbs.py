@@ -88,7 +88,7 @@ def test_giving_up_what_failed_asks_apart_from_the_answer(store: FeatureStore, m
     assert "give up the failed versions of 1 documents?" in refused.stderr
     assert given_up == []
     assert invoke_json("quarantine", "drop", "d", "--yes") == {"dropped": ["d"], "snapshot": 2}
-    assert invoke("quarantine", "drop", "e", answer="y\n").stdout.startswith("dropped 1 documents")
+    assert "dropped 1 documents" in invoke("quarantine", "drop", "e", answer="y\n").stdout
     assert given_up == ["d", "e"]
 
 
