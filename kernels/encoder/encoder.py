@@ -8,7 +8,6 @@ T packed tokens, R rows (T filled up), C model dim, H query heads, J key heads, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +22,13 @@ from lodestream.kernels.encoder.head import PoolingHead
 from lodestream.kernels.encoder.identity import EncoderIdentity
 from lodestream.kernels.encoder.tensors import ModelTensors
 from lodestream.kernels.fused_forms import send
-from lodestream.kernels.linear import MIN_ROWS
+from lodestream.kernels.linear import MANY_ROWS, plan_rows
 from lodestream.kernels.norm import Norm
 from lodestream.kernels.packing import PackedBatch
 from lodestream.kernels.precision import ENGINE, STATES_VERSION, Precision
 from lodestream.kernels.rope.table import make_rotary_table
 from lodestream.kernels.segment_attention import Attend, DenseAttention
 from lodestream.kernels.weights import ModelFolder, load_tensors
-
-ROW_STEP: Final = 128
-"""Batches are filled up to a multiple of this. With as many sizes as there are batches, oneDNN compiles its kernels for
-each of them and the heap falls to pieces: half a gigabyte after 240 batches.
-"""
 
 
 class PackedEncoder:
@@ -65,6 +59,8 @@ class PackedEncoder:
             engine=ENGINE if self._device.type == "cpu" else f"torch-{self._device.type}",
             states_version=STATES_VERSION,
         )
+        # Linears that are not packed fill few rows up to many, each for itself, unless that was done once for all.
+        self._least_rows = 1 if self._device.type == "cpu" else MANY_ROWS
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         tensors = ModelTensors(model.path, load_tensors(model), ARCHITECTURES[model.architecture], device=device)
         self._tables = _read_tables(tensors, self.description)
@@ -76,14 +72,14 @@ class PackedEncoder:
 
         Args:
             batch: the segments.
-            attend: attention of the layers, for the rows that ``plan_rows`` gives; dense where None.
+            attend: attention of the layers, for the rows that ``linear.plan_rows`` gives; dense where None.
 
         Raises:
             ValueError: a segment has more than ``max_tokens`` tokens, or a token id is outside the vocabulary.
         """
         lengths = torch.diff(batch.cu_seqlens).tolist()
         self._check(batch, lengths)
-        num_rows = plan_rows(batch.num_tokens)
+        num_rows = plan_rows(max(batch.num_tokens, self._least_rows))
         with torch.inference_mode():
             if attend is None:
                 attend = self._plan_attention(lengths, num_rows)
@@ -121,11 +117,6 @@ class PackedEncoder:
         vocab_size = self.description.vocab_size
         if int(batch.token_ids_T.min()) < 0 or int(batch.token_ids_T.max()) >= vocab_size:
             raise ValueError(f"a token id outside the model's vocabulary of {vocab_size}")
-
-
-def plan_rows(num_tokens: int) -> int:
-    """R, the rows that a batch of ``num_tokens`` is filled up to."""
-    return max(MIN_ROWS, -(-num_tokens // ROW_STEP) * ROW_STEP)
 
 
 def _read_tables(tensors: ModelTensors, d: EncoderDescription) -> EmbeddingTables:

@@ -70,7 +70,7 @@ def test_states_are_the_same_in_the_form_for_gpus(tmp_path: Path, name: str, mon
     monkeypatch.setattr(linear, "_is_right", lambda *shape: False)
     write_model(tmp_path, name, "published")
     encoder: Any = load_encoder(tmp_path, precision="fp32")
-    attend = BlockAttention(LENGTHS, num_rows=encoder_module.plan_rows(sum(LENGTHS)))
+    attend = BlockAttention(LENGTHS, num_rows=linear.plan_rows(sum(LENGTHS)))
     found = encoder.encode(pack([draw_token_ids(length) for length in LENGTHS]), attend=attend)
     assert float((found - read_states(name)).abs().max()) <= 3e-5
 

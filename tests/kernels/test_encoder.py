@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from lodestream.actors.models import DEFAULT_MODEL, find_model
 from lodestream.errors import ConfigError, ModelError
 from lodestream.kernels.encoder import Encoder, load_encoder
+from lodestream.kernels.linear import plan_rows
 from lodestream.kernels.packing import pack
 from lodestream.kernels.precision import PRODUCTS_FROM, native_precision
 from tests.support.long_model import write_long_bert
 
 LENGTHS = (3, 4, 15, 16, 17, 31, 40, 63, 64, 127, 255, 511, 512)
+ROW_SIZES = sorted({plan_rows(n) for n in range(1, 520)})
 PRECISIONS = ["fp32", "bf16"]
 needs_bf16 = pytest.mark.skipif(native_precision() != "bf16", reason="needs a processor with avx512_bf16 or amx_bf16")
 
@@ -59,6 +61,17 @@ def test_states_are_the_same_bits_whatever_shares_the_batch(minilm: Encoder, two
         order = random.permutation(len(segments))[: random.integers(2, len(segments) + 1)].tolist()
         for i, states in encode_each(minilm, segments, order).items():
             assert torch.equal(states, alone[i]), (len(segments[i]), order)
+
+
+def test_short_texts_are_the_same_bits_in_batches_of_every_size(minilm: Encoder, two_threads: None) -> None:
+    """A query alone runs over a few rows only, see kernels/linear.py."""
+    query, *others = make_segments((9, 509, *(rows - 9 for rows in ROW_SIZES[1:-1])))
+    wanted = minilm.encode(pack([query, others[0]]))[:9]
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(minilm.encode(pack([query])), wanted)
+        for other in others[1:]:
+            assert torch.equal(minilm.encode(pack([query, other]))[:9], wanted), (len(other), threads)
 
 
 @needs_bf16
