@@ -6,6 +6,7 @@ path for the same segment.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -58,7 +59,7 @@ def _measure_length(num_tokens: int, head_dim: int, dtype: torch.dtype) -> list[
 
     def attend_share(share: float) -> Callable[[], object]:
         recipe = MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach)
-        return lambda: attend_sparsely(q, k, v, layout, recipe)
+        return lambda: attend_sparsely(q, k, v, layout, [recipe], bound=math.inf)
 
     # One thread's own time is not disturbed by what else the machine does.
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter

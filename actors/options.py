@@ -55,7 +55,7 @@ class EncodeCounts:
         tokens_sparse: of the encoded tokens, those of segments that were attended sparsely.
         longest_segment: tokens of the longest segment that was encoded, special tokens included.
         pairs_sparse: query and key pairs of all layers of the sparse segments; pairs_kept: those computed exactly.
-        layers_sparse: layers of the sparse segments; layers_climbed: how often one was computed again, for its error.
+        layers_sparse: layers of the sparse segments; layers_climbed: rungs that were over the bound of the error.
         attention_errors: errors of those layers, counted as kernels/attention/error_bins.py says, by layer.
     """
 

@@ -12,6 +12,7 @@ T packed tokens, H heads, D head dim, R rows, P pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,6 +63,43 @@ def _round_counts(counts: torch.Tensor, step: int, num_blocks: int) -> torch.Ten
     return ((counts + step - 1) // step * step).clamp(max=num_blocks)
 
 
+def build_masks(
+    q_THD: torch.Tensor,
+    cells: CellSummary,
+    layout: BlockLayout,
+    recipes: Sequence[MaskRecipe],
+    *,
+    floor_R: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> list[BlockMask]:
+    """Chooses the blocks of every row and head, once for each recipe.
+
+    Args:
+        q_THD: [T, H, D].
+        cells: the keys' cells.
+        layout: the batch.
+        recipes: how much is kept.
+        floor_R: float32 [R], 0 to 1, on the device of q; 1 makes a row exact; zeros where None.
+        scale: factor of the logits, 1 / sqrt(D) where None.
+
+    Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
+    token takes up what no other key wants. (As a query it has a correction row of its own.)
+
+    Guarantees: a segment's mask does not depend on what shares its batch; nothing waits for the device.
+    Cost: 1 / (16 x 16) of the FLOPs of dense attention, and as many exponentials as there are pairs of cells, once for
+    all recipes.
+    Source: scores from pooled queries and keys, here over 16 tokens, since rotary positions average out over more.
+    """
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    keeps: list[list[torch.Tensor]] = [[] for _ in recipes]
+    for segment in layout.segments:
+        mass = estimate_mass(q_THD[segment.tokens], cells, segment, layout.query_block, scale=scale)
+        floor = mass.new_zeros(segment.num_rows) if floor_R is None else floor_R[segment.rows]
+        for kept, recipe in zip(keeps, recipes, strict=True):
+            kept.append(choose_blocks(mass, floor, recipe).flatten(1))
+    return [make_mask(layout, torch.cat(kept, dim=1)) for kept in keeps]
+
+
 def build_mask(
     q_THD: torch.Tensor,
     cells: CellSummary,
@@ -71,30 +109,8 @@ def build_mask(
     floor_R: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> BlockMask:
-    """Chooses the blocks of every row and head.
-
-    Args:
-        q_THD: [T, H, D].
-        cells: the keys' cells.
-        layout: the batch.
-        recipe: how much is kept.
-        floor_R: float32 [R], 0 to 1, on the device of q; 1 makes a row exact; zeros where None.
-        scale: factor of the logits, 1 / sqrt(D) where None.
-
-    Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
-    token takes up what no other key wants. (As a query it has a correction row of its own.)
-
-    Guarantees: a segment's mask does not depend on what shares its batch; nothing waits for the device.
-    Cost: 1 / (16 x 16) of the FLOPs of dense attention, and as many exponentials as there are pairs of cells.
-    Source: scores from pooled queries and keys, here over 16 tokens, since rotary positions average out over more.
-    """
-    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
-    keeps = []
-    for segment in layout.segments:
-        mass = estimate_mass(q_THD[segment.tokens], cells, segment, layout.query_block, scale=scale)
-        floor = mass.new_zeros(segment.num_rows) if floor_R is None else floor_R[segment.rows]
-        keeps.append(choose_blocks(mass, floor, recipe).flatten(1))
-    return make_mask(layout, torch.cat(keeps, dim=1))
+    """The mask of one recipe, see ``build_masks``."""
+    return build_masks(q_THD, cells, layout, [recipe], floor_R=floor_R, scale=scale)[0]
 
 
 def estimate_mass(

@@ -1,26 +1,51 @@
 """Sparse attention as an encoder calls it: cells, mask and attention of one layer, errors of all layers, and rungs.
 
-A call measures its own error at the correction rows. A layer over the bound is computed again with the next larger
-share of a fixed ladder, the last rung of which is dense. What a rung gives for a segment depends on that segment alone,
-so that the same input ends on the same rung and gives the same codes, whatever was computed before or beside it.
+A layer is computed with the first share of a fixed ladder whose error at the correction rows keeps the bound; the last
+rung is dense. The error is known before the layer is computed, so that a share that does not do costs little. What a
+rung gives for a segment depends on that segment alone: the same input ends on the same rung and gives the same codes,
+whatever was computed before or beside it.
 
 T packed tokens, H heads, D head dim, R rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
-from lodestream.kernels.attention.api import Attended, attend
+from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.budget import SegmentPlan
 from lodestream.kernels.attention.cells import summarise_cells
-from lodestream.kernels.attention.correction import SampledError
+from lodestream.kernels.attention.correction import SampledError, correct_rows
 from lodestream.kernels.attention.error_bins import BINS_PER_DOUBLING, NUM_BINS, SMALLEST_EXPONENT, summarise_bins
 from lodestream.kernels.attention.layout import BlockLayout, BlockMask, plan_blocks
-from lodestream.kernels.block_mask import MaskRecipe, build_mask
+from lodestream.kernels.attention.trial import try_masks
+from lodestream.kernels.block_mask import MaskRecipe, build_masks
 from lodestream.kernels.segment_attention import AttentionLayer, DenseAttention
+
+HOPELESS: Final = 1.5
+"""How far over the bound every fourth head has to be so that the others are not looked at."""
+_HEADS_APART: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseLayer:
+    """One layer's sparse attention of one segment.
+
+    Attributes:
+        out_THD: [T, H, D], corrected.
+        error: what the correction rows measured.
+        mask: what was kept.
+        place: which of the recipes it was.
+    """
+
+    out_THD: torch.Tensor
+    error: SampledError
+    mask: BlockMask
+    place: int
 
 
 def attend_sparsely(
@@ -28,36 +53,70 @@ def attend_sparsely(
     k_THD: torch.Tensor,
     v_THD: torch.Tensor,
     layout: BlockLayout,
-    recipe: MaskRecipe,
+    recipes: Sequence[MaskRecipe],
     *,
+    bound: float,
     floor_R: torch.Tensor | None = None,
     scale: float | None = None,
-) -> tuple[Attended, BlockMask]:
+) -> SparseLayer | None:
     """One layer's sparse attention with all that compensates for what is dropped, and its error.
 
     Args:
         q_THD, k_THD, v_THD: [T, H, D], see ``attention.api.attend``.
-        layout: the segments.
-        recipe: how much is kept.
+        layout: of one segment.
+        recipes: how much is kept, from first to last choice.
+        bound: the first recipe is taken whose mean error, as of ``correction.SampledError``, is at most this.
         floor_R: float32 [R], 0 to 1; 1 makes a row exact.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
     Returns:
-        The result, and what the mask kept.
+        The result; None where no recipe keeps the bound. An error that is no number is over every bound.
+
+    Cost: None costs what cells, masks and correction rows do; docs/kernels.md says how much that is. Reading the errors
+    waits for the device once.
     """
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     cells = summarise_cells(k_THD, v_THD, layout)
-    mask = build_mask(q_THD, cells, layout, recipe, floor_R=floor_R, scale=scale)
-    result = attend(q_THD, k_THD, v_THD, mask, cells, scale=scale, correction_step="by length")
-    return result, mask
+    masks = build_masks(q_THD, cells, layout, recipes, floor_R=floor_R, scale=scale)
+    trial = try_masks(q_THD, k_THD, v_THD, cells, masks, scale=scale)
+    place = next((place for place, error in enumerate(trial.errors_M.tolist()) if error <= bound), None)
+    if place is None:
+        return None
+    out_THD = attend(q_THD, k_THD, v_THD, masks[place], cells, scale=scale).out_THD
+    error = correct_rows(out_THD, q_THD, k_THD, v_THD, masks[place], step=None, scale=scale, exact_SHD=trial.exact_SHD)
+    return SparseLayer(out_THD=out_THD, error=error, mask=masks[place], place=place)
+
+
+def is_hopeless(
+    q_THD: torch.Tensor,
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    layout: BlockLayout,
+    recipe: MaskRecipe,
+    *,
+    bound: float,
+    floor_R: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> bool:
+    """Whether every fourth head alone errs by HOPELESS times the bound; arguments as of ``attend_sparsely``.
+
+    Cost: a quarter of what ``attend_sparsely`` takes to find that no recipe does.
+    """
+    q_THD, k_THD, v_THD = (x[:, ::_HEADS_APART] for x in (q_THD, k_THD, v_THD))
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    cells = summarise_cells(k_THD, v_THD, layout)
+    masks = build_masks(q_THD, cells, layout, [recipe], floor_R=floor_R, scale=scale)
+    (error,) = try_masks(q_THD, k_THD, v_THD, cells, masks, scale=scale).errors_M.tolist()
+    return not error <= HOPELESS * bound
 
 
 class SparseSegment:
     """The attention of one segment in one encoder call, an ``Attend``: each layer on the lowest rung that keeps it
     within the bound.
 
-    A layer over the bound is computed again on the next rung, where the segment then stays: what made one layer hard
-    makes the next hard too, and a segment that climbed in every layer would cost more than dense attention. Layers with
-    a window are computed as they are anyway.
+    A segment stays on the rung that a layer needed: what made one layer hard makes the next hard too, and once it is
+    dense no further layer is tried. Before the first layer that is tried, a few heads tell whether trying is worth it.
+    Layers with a window are computed as they are anyway.
 
     Guarantees: the states depend on the segment and its plan alone, the rungs included.
     """
@@ -71,12 +130,13 @@ class SparseSegment:
         self.tally = ErrorTally(num_layers=num_layers)
         """Errors of what was used, by layer."""
         self.num_climbs = 0
-        """How often a layer was computed again."""
+        """Rungs that were found to be over the bound."""
         self.kept: list[float] = []
         """Share of the pairs that each layer without a window computed exactly in the end."""
         self._layout = plan_blocks([plan.cut.num_tokens], query_block=plan.cut.query_block)
         self._floor_R = torch.tensor(plan.exact_rows, dtype=torch.float32)
         self._rung = 0
+        self._is_promising = False
         self._dense: DenseAttention | None = None
 
     def __call__(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
@@ -99,20 +159,26 @@ class SparseSegment:
     def _climb(self, heads_TND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor | None:
         """[T, H, D] on the first rung from the present one that keeps the bound; None where that is the dense one."""
         ladder, cut = self.plan.ladder, self.plan.cut
+        shares = ladder.shares[self._rung : -1]
+        if not shares:
+            return None
         q, k, v = layer.split(heads_TND)
-        while ladder.shares[self._rung] < 1:
-            recipe = MaskRecipe(max_share=ladder.shares[self._rung], count_step=cut.count_step, reach=cut.reach)
-            floor_R = self._floor_R.to(q.device)
-            result, mask = attend_sparsely(q, k, v, self._layout, recipe, floor_R=floor_R, scale=layer.scale)
-            assert result.error is not None
-            # An error that is no number is over every bound.
-            if float(result.error.summarise()[0][0]) <= ladder.bound:
-                self.tally.add(layer.index, result.error)
-                self.kept.append(float(mask.keep_HP.float().mean()))
-                return result.out_THD
-            self._rung += 1
-            self.num_climbs += 1
-        return None
+        recipes = [MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach) for share in shares]
+        floor_R, bound = self._floor_R.to(q.device), ladder.bound
+        result = None
+        if self._is_promising or not is_hopeless(
+            q, k, v, self._layout, recipes[-1], bound=bound, floor_R=floor_R, scale=layer.scale
+        ):
+            result = attend_sparsely(q, k, v, self._layout, recipes, bound=bound, floor_R=floor_R, scale=layer.scale)
+        climbed = len(shares) if result is None else result.place
+        self._rung += climbed
+        self.num_climbs += climbed
+        if result is None:
+            return None
+        self._is_promising = True
+        self.tally.add(layer.index, result.error)
+        self.kept.append(float(result.mask.keep_HP.float().mean()))
+        return result.out_THD
 
     def _attend_densely(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         if self._dense is None:

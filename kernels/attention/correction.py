@@ -71,6 +71,7 @@ def correct_rows(
     *,
     step: int | None,
     scale: float,
+    exact_SHD: torch.Tensor | None = None,
 ) -> SampledError:
     """Corrects ``out_THD`` in place.
 
@@ -80,6 +81,8 @@ def correct_rows(
         mask: what the call kept. Rows that kept everything are exact, and stay as they are.
         step: tokens a group, at least 2; by ``choose_step`` where None.
         scale: factor of the logits.
+        exact_SHD: float32 [S, H, D], dense attention of the sampled tokens of all segments, where that is known;
+            ``step`` is None then.
 
     Numerics: differences in float32. Cost: 1 / step of dense attention.
     Source: Delta attention, arXiv 2505.11254, which adds a correction row's difference in full to all of its group;
@@ -90,18 +93,30 @@ def correct_rows(
         size = choose_step(segment.num_tokens) if step is None else step
         sampled = sample_tokens(segment, size, device=q_THD.device)
         out = out_THD[segment.tokens]
-        q, k, v = (x[segment.tokens] for x in (q_THD, k_THD, v_THD))
-        exact = attend_heads(*(x.transpose(0, 1) for x in (q[sampled], k, v)), scale=scale).transpose(0, 1).float()
-        deltas = exact - out[sampled].float()
-        norms = exact.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        before.append(deltas.flatten(1).norm(dim=1) / norms)
-        after.append((deltas - SHARED * _take_neighbours(deltas)).flatten(1).norm(dim=1) / norms)
         bounds.append(bounds[-1] + len(sampled))
+        if exact_SHD is None:
+            q, k, v = (x[segment.tokens].transpose(0, 1) for x in (q_THD, k_THD, v_THD))
+            exact = attend_heads(q[:, sampled], k, v, scale=scale).transpose(0, 1).float()
+        else:
+            exact = exact_SHD[bounds[-2] : bounds[-1]]
+        deltas = exact - out[sampled].float()
+        before.append(_relate(deltas, exact))
+        after.append(measure_rest(deltas, exact))
         between = _interpolate(deltas, sampled, segment.num_tokens)
         corrected = out.float() + between * _weigh_tokens(mask, segment)
         corrected.index_copy_(0, sampled, exact)
         out.copy_(corrected)
     return SampledError(before_S=torch.cat(before), after_S=torch.cat(after), bounds=tuple(bounds))
+
+
+def measure_rest(deltas_SHD: torch.Tensor, exact_SHD: torch.Tensor) -> torch.Tensor:
+    """float32 [S]: ``SampledError.after_S`` of one segment, of exact results and what they differ by."""
+    return _relate(deltas_SHD - SHARED * _take_neighbours(deltas_SHD), exact_SHD)
+
+
+def _relate(deltas_SHD: torch.Tensor, exact_SHD: torch.Tensor) -> torch.Tensor:
+    norms = exact_SHD.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return deltas_SHD.flatten(1).norm(dim=1) / norms
 
 
 def _weigh_tokens(mask: BlockMask, segment: SegmentBlocks) -> torch.Tensor:

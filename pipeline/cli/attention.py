@@ -25,5 +25,5 @@ def describe_attention(values: Mapping[str, Any]) -> str:
         worst = max(measured, key=lambda layer: float(layer["mean"]))
         parts.append(f"measured error {worst['mean']:.3f} in the worst layer, p99 {worst['p99']:.3f}")
     if values["layers"]["climbed"]:
-        parts.append(f"{values['layers']['climbed']} of {values['layers']['sparse']} layers computed again for it")
+        parts.append(f"a larger share taken {values['layers']['climbed']} times for it")
     return f"{shares} ({', '.join(parts)})"
