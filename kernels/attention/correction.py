@@ -116,7 +116,8 @@ def measure_rest(deltas_SHD: torch.Tensor, exact_SHD: torch.Tensor) -> torch.Ten
 
 def _relate(deltas_SHD: torch.Tensor, exact_SHD: torch.Tensor) -> torch.Tensor:
     norms = exact_SHD.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    return deltas_SHD.flatten(1).norm(dim=1) / norms
+    related: torch.Tensor = deltas_SHD.flatten(1).norm(dim=1) / norms
+    return related
 
 
 def _weigh_tokens(mask: BlockMask, segment: SegmentBlocks) -> torch.Tensor:

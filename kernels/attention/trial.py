@@ -92,13 +92,13 @@ class _SampledRows:
         # The largest weight tells the sum that the softmax divided by.
         lse = logits.amax(2).float() - weights.amax(2).float().log()
         self.exact_HSD = (weights @ self._values_HnD).float()
-        self._weights_HSBk = weights.unflatten(2, (num_blocks, KEY_BLOCK))
+        self._weights_HSBk = weights.view(*weights.shape[:2], num_blocks, KEY_BLOCK)
         self._sums_HSB = self._weights_HSBk.sum(3, dtype=torch.float32)
         self._kept_HSBk = logits.view_as(self._weights_HSBk)
         used = slice(0, num_blocks * CELLS_PER_BLOCK)
         cell_keys, self._cell_values_HCD = (x[used, heads].transpose(0, 1) for x in (cells.keys_CHD, cells.values_CHD))
         cell_logits = (q_HSD @ cell_keys.transpose(1, 2)).float() + cells.log_counts_C[used]
-        self._cell_weights_HSBc = torch.exp(cell_logits - lse[..., None]).unflatten(2, (num_blocks, CELLS_PER_BLOCK))
+        self._cell_weights_HSBc = torch.exp(cell_logits - lse[..., None]).view(*lse.shape, num_blocks, CELLS_PER_BLOCK)
         slopes = cells.slopes_NHDD
         self._first_order_HSD = q_HSD.new_zeros(1) if slopes is None else (q_HSD @ slopes[0, heads]).float()
 
@@ -110,4 +110,5 @@ class _SampledRows:
         from_cells = dropped.sum(2, keepdim=True)
         total = (self._sums_HSB * keep_HSB).sum(2, keepdim=True) + from_cells
         mixed = (kept @ self._values_HnD).float() + (dropped.to(dtype) @ self._cell_values_HCD).float()
-        return (mixed + from_cells * self._first_order_HSD) / total
+        result: torch.Tensor = (mixed + from_cells * self._first_order_HSD) / total
+        return result
