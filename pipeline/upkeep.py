@@ -12,6 +12,7 @@ from lodestream.errors import LodestreamError
 from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.quarantine import recount
 from lodestream.pipeline.report import RunReport
+from lodestream.storage.cache.purge import PagePurge, purge_pages
 from lodestream.storage.findings import Verification
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import Upkeep, collect_garbage, keep_up
@@ -48,13 +49,18 @@ def plan(loaded: LoadedConfig, doc_ids: Sequence[str]) -> PurgePlan:
     return plan_purge(FeatureStore.open(loaded.store_location), doc_ids)
 
 
-def purge(loaded: LoadedConfig, planned: PurgePlan) -> Purge:
-    """Takes the documents out of every snapshot and file; see storage.purge."""
+def purge(loaded: LoadedConfig, planned: PurgePlan) -> tuple[Purge, PagePurge]:
+    """Takes the documents out of every snapshot and file, and out of the endpoint's cache on this machine; see
+    storage.purge and storage.cache.purge."""
     store = FeatureStore.open(loaded.store_location)
+    folder = loaded.resolve(loaded.config.cache.folder)
+    # Before as well, since a purge that is killed behind its publish finds the documents in no snapshot any more.
+    before = purge_pages(folder, planned.doc_ids)
     with store.open_lease("gc --purge", ttl_s=loaded.config.lease.ttl_s) as lease:
         done = purge_documents(store, planned, lease=lease, run_id=_name_upkeep("purge"))
         _recount(store, lease)
-    return done
+    after = purge_pages(folder, planned.doc_ids)
+    return done, replace(after, num_removed=before.num_removed + after.num_removed)
 
 
 def verify(loaded: LoadedConfig, *, deep: bool) -> Verification:

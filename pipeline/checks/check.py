@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.checks.lease import check_lease, try_server
@@ -18,6 +19,9 @@ from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.session import read_published
 from lodestream.pipeline.sources.catalog import open_source, open_sources
 from lodestream.pipeline.status import describe_short
+
+if TYPE_CHECKING:
+    from lodestream.kernels.weights import ModelFolder
 
 LOW_DISK_BYTES: Final = 2 * 2**30
 OBJECT_STORE_PATIENCE_S: Final = 10.0
@@ -91,7 +95,7 @@ def _check_model(loaded: LoadedConfig) -> CheckResult:
     detail = (
         f"{featurizer.recipe['model']}: {model.architecture}, {model.dim} wide, {model.pooling} pooling, segments of "
         f"{featurizer.segment_options.max_tokens} tokens at most, {featurizer.precision}, "
-        f"weights sha256 {model.weights_sha256[:16]}"
+        f"weights sha256 {model.weights_sha256[:16]}{_describe_prompts(model)}"
     )
     detail = f"{detail}; feature version {featurizer.feature_version}"
     if pointer is not None and pointer.sequence:
@@ -99,6 +103,12 @@ def _check_model(loaded: LoadedConfig) -> CheckResult:
     if note:
         return CheckResult(name="model", level="warn", detail=f"{detail}; {note}", fix="lodestream versions list")
     return CheckResult(name="model", level="pass", detail=detail)
+
+
+def _describe_prompts(model: ModelFolder) -> str:
+    """What goes before a text; nothing where the model wants nothing. Quoted, since a prompt often ends in a space."""
+    prompts = {"documents": model.document_prompt, "queries": model.query_prompt}
+    return "".join(f", before {kind} {json.dumps(prompt)}" for kind, prompt in prompts.items() if prompt)
 
 
 def _check_executor(loaded: LoadedConfig) -> CheckResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -12,6 +13,7 @@ from lodestream.pipeline.sizes import MIB
 
 if TYPE_CHECKING:
     from lodestream.pipeline.config.settings import LoadedConfig
+    from lodestream.storage.cache.purge import PagePurge
     from lodestream.storage.maintenance import Upkeep
     from lodestream.storage.purge import PurgePlan
 
@@ -77,9 +79,9 @@ def _purge(loaded: LoadedConfig, doc_ids: list[str], *, yes: bool, as_json: bool
     for line in _announce(planned):
         output.tell(line)
     require_consent("Remove them for good?", yes=yes, as_json=as_json, danger="a purge cannot be undone")
-    done = upkeep.purge(loaded, planned)
+    done, pages = upkeep.purge(loaded, planned)
     if as_json:
-        output.print_json(done.as_dict())
+        output.print_json({**done.as_dict(), "cache": asdict(pages)})
         return
     freed = done.bytes_before - done.bytes_after
     typer.echo(
@@ -87,6 +89,19 @@ def _purge(loaded: LoadedConfig, doc_ids: list[str], *, yes: bool, as_json: bool
         f"{_format_mib(done.bytes_before)} -> {_format_mib(done.bytes_after)} ({_format_mib(abs(freed))} "
         f"{'less' if freed >= 0 else 'more'}), snapshot {done.sequence}"
     )
+    for line in _describe_pages(pages):
+        output.tell(line)
+
+
+def _describe_pages(pages: PagePurge) -> list[str]:
+    gone = f"{pages.num_removed} pages of the endpoint's cache removed from {pages.folder}"
+    lines = [f"{gone}; endpoints that use it forget what they hold in memory within seconds"]
+    if pages.failures:
+        lines.append(f"pages that are left: {'; '.join(pages.failures)}; next: remove the folder")
+    lines.append(
+        "not reached: the cache of endpoints on other machines, or of another cache.folder, until cache.max_age"
+    )
+    return lines
 
 
 def _announce(planned: PurgePlan) -> list[str]:

@@ -27,6 +27,7 @@ from typing import Final
 from lodestream.storage.cache.compact_rows import PageCodec, can_shrink
 from lodestream.storage.cache.entry import Entry
 from lodestream.storage.cache.page import SUFFIX, DamagedPage, ForeignPage, Page, PageEntry, encode_page, write_page
+from lodestream.storage.cache.purge import LOCK, read_mark
 
 PAGE_BYTES: Final = 1 << 20
 PAUSE_S: Final = 60.0
@@ -102,6 +103,7 @@ class DiskTier:
         self._numbers = count()
         self._looked_at_s = -_LOOK_EVERY_S
         self._paused_until_s = 0.0
+        self._purge_mark = read_mark(folder)
         with self._guard():
             folder.mkdir(parents=True, exist_ok=True)
             self._look()
@@ -152,10 +154,25 @@ class DiskTier:
                 return
             with self._hold_folder() as is_mine:
                 if is_mine:
+                    if self.read_purge_mark() != self._purge_mark:
+                        self.forget_purged()  # what has waited since before may be of a purged document
                     self._look()
                     self._write()
                 else:
                     self._bound_pending()
+
+    def read_purge_mark(self) -> str:
+        """What the last purge of the folder left; it differs after each."""
+        return read_mark(self._folder)
+
+    def forget_purged(self) -> None:
+        """After a purge: give up what waits to be written, and the pages that are gone."""
+        with self._lock:
+            self._purge_mark = self.read_purge_mark()
+            self._pending.clear()
+            self._pending_bytes = 0
+        with self._guard():
+            self._look()
 
     def count(self) -> DiskCounts:
         """Return the counts."""
@@ -255,7 +272,7 @@ class DiskTier:
     def _hold_folder(self) -> Iterator[bool]:
         """Whether this process may write. Never waits: another one may be stopped while it writes."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("ab") as file:
+        with (self._folder / LOCK).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

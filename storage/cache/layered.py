@@ -19,6 +19,7 @@ CacheTier = Literal["memory", "disk"]
 
 _MAX_WAITING: Final = 2048
 _CLOSE_WAIT_S: Final = 10.0
+_LOOK_EVERY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,8 @@ class LayeredCache:
     """Entries by class and key (see ``entry``). Safe for many threads.
 
     Guarantees: what comes back is what was put under that key, unless it is said to be lossy; no call fails for what
-    the disk does, and none waits for the disk to be written.
+    the disk does, and none waits for the disk to be written. Some seconds after a purge of the folder
+    (``purge.purge_pages``) neither tier holds what it held before.
     """
 
     def __init__(self, options: CacheOptions, *, dim: int) -> None:
@@ -62,7 +64,10 @@ class LayeredCache:
         self._writer: threading.Thread | None = None
         if self._disk is not None:
             self._writer = threading.Thread(
-                target=self._write, args=(self._disk,), name="lodestream-cache", daemon=True
+                target=self._write,
+                args=(self._disk, self._disk.read_purge_mark()),
+                name="lodestream-cache",
+                daemon=True,
             )
             self._writer.start()
 
@@ -116,7 +121,28 @@ class LayeredCache:
                 return
             self._writer.join(timeout=_CLOSE_WAIT_S)
 
-    def _write(self, disk: DiskTier) -> None:
-        while (item := self._waiting.get()) is not None:
-            disk.put(*item)
+    def _write(self, disk: DiskTier, mark: str) -> None:
+        """Bring what waits to the disk; after a purge of its folder, forget that and what memory holds."""
+        is_over = False
+        while not is_over:
+            items = self._take()
+            if (now := disk.read_purge_mark()) != mark:
+                mark = now
+                items += [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
+                self._memory.clear()
+                disk.forget_purged()
+                is_over = None in items
+                continue
+            for item in items:
+                if item is None:
+                    is_over = True
+                else:
+                    disk.put(*item)
         disk.flush()
+
+    def _take(self) -> list[tuple[str, bytes, Entry] | None]:
+        """What has waited longest; nothing where nothing comes for some seconds."""
+        try:
+            return [self._waiting.get(timeout=_LOOK_EVERY_S)]
+        except queue.Empty:
+            return []

@@ -80,6 +80,11 @@ class MemoryTier:
         if held is not None:
             held.put(key, entry)
 
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        for held in self._classes.values():
+            held.clear()
+
     def count(self) -> dict[str, MemoryCounts]:
         """Return the counts of each class."""
         return {name: held.count() for name, held in self._classes.items()}
@@ -92,6 +97,7 @@ class _Class:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[bytes, _Held] = {}
+        self._budget = budget
         self._eviction = Eviction(budget)
         self._counts = MemoryCounts()
 
@@ -131,6 +137,12 @@ class _Class:
             for dropped in self._eviction.admit(key, size_bytes):
                 del self._entries[dropped]
                 self._counts.evictions += 1
+
+    def clear(self) -> None:
+        with self._lock:
+            self._counts.evictions += len(self._entries)
+            self._entries.clear()
+            self._eviction = Eviction(self._budget)
 
     def count(self) -> MemoryCounts:
         with self._lock:

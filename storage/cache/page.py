@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
@@ -112,19 +112,10 @@ class Page:
             OSError: it cannot be read.
         """
         with path.open("rb") as file:
-            size_bytes = file.seek(0, os.SEEK_END)
-            if size_bytes < _TAIL.size:
-                raise DamagedPage("cut short")
-            file.seek(size_bytes - _TAIL.size)
-            length, crc, magic = _TAIL.unpack(file.read(_TAIL.size))
-            if magic != MAGIC or length + _TAIL.size > size_bytes:
-                raise DamagedPage("no page, or cut short")
-            footer = json.loads(_read_part(file.fileno(), size_bytes - _TAIL.size - length, length, crc))
+            footer, size_bytes = _read_footer(file)
             if (footer["dim"], footer["codec"]) != (dim, codec):
                 raise ForeignPage("of another width or codec")
-            index = footer["index"]
-            data = _read_part(file.fileno(), index["start"], index["length"], index["crc"])
-        return cls(path, footer, _parse(data, ENTRIES_SCHEMA), size_bytes)
+            return cls(path, footer, _read_entries(file, footer), size_bytes)
 
     @property
     def keys(self) -> list[bytes]:
@@ -147,6 +138,18 @@ class Page:
         described = {name: self._entries.column(name)[number].as_py() for name in ENTRIES_SCHEMA.names}
         entry = widen(rows.slice(start, described["num_rows"]), described, self._dim, self._codec)
         return PageEntry(kind=described["kind"], key=described["key"], entry=entry, made_at_s=described["made_at_s"])
+
+
+def list_documents(path: Path) -> set[str]:
+    """The documents that a page has rows of, whatever its width and codec; "" stands for texts.
+
+    Raises:
+        DamagedPage: it is not whole.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        footer, _ = _read_footer(file)
+        return set(_read_entries(file, footer).column("doc_id").to_pylist())
 
 
 def write_page(folder: Path, name: str, data: bytes) -> Path:
@@ -190,6 +193,25 @@ def _place(parts: Sequence[dict[str, int]], num_rows: Sequence[int]) -> list[tup
             start += num_rows[number]
             number += 1
     return places
+
+
+def _read_footer(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The footer of a page, and the page's bytes."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    if size_bytes < _TAIL.size:
+        raise DamagedPage("cut short")
+    file.seek(size_bytes - _TAIL.size)
+    length, crc, magic = _TAIL.unpack(file.read(_TAIL.size))
+    if magic != MAGIC or length + _TAIL.size > size_bytes:
+        raise DamagedPage("no page, or cut short")
+    footer: dict[str, Any] = json.loads(_read_part(file.fileno(), size_bytes - _TAIL.size - length, length, crc))
+    return footer, size_bytes
+
+
+def _read_entries(file: BinaryIO, footer: dict[str, Any]) -> pa.RecordBatch:
+    index = footer["index"]
+    data = _read_part(file.fileno(), index["start"], index["length"], index["crc"])
+    return _parse(data, ENTRIES_SCHEMA)
 
 
 def _read_part(descriptor: int, start: int, length: int, crc: int) -> bytes:

@@ -14,6 +14,7 @@ from lodestream.pipeline.config.settings import load_config, write_initial_confi
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.upkeep import finish_run
 from lodestream.storage.store import FeatureStore
+from tests.support.cache_entries import fill, make_key, open_disk
 from tests.support.store_rows import DIM, leave_unfinished, publish, read_contents, take_lease
 
 
@@ -90,6 +91,19 @@ def test_giving_up_what_failed_asks_apart_from_the_answer(store: FeatureStore, m
     assert invoke_json("quarantine", "drop", "d", "--yes") == {"dropped": ["d"], "snapshot": 2}
     assert "dropped 1 documents" in invoke("quarantine", "drop", "e", answer="y\n").stdout
     assert given_up == ["d", "e"]
+
+
+def test_purge_reaches_the_cache_of_the_endpoint(store: FeatureStore) -> None:
+    publish(store, {"d": ["a"], "e": ["b"]})
+    folder = store.root.parent / ".lodestream-cache"
+    fill(open_disk(folder), ["d"])
+    fill(open_disk(folder), ["e"])
+    result = invoke("gc", "--purge", "d", "--yes")
+    assert f"1 pages of the endpoint's cache removed from {folder}" in result.stderr
+    assert "not reached: the cache of endpoints on other machines" in result.stderr
+    assert open_disk(folder).get(make_key("e")) is not None
+    assert open_disk(folder).get(make_key("d")) is None
+    assert invoke_json("gc", "--purge", "e", "--yes")["cache"]["num_removed"] == 1
 
 
 def test_a_run_ends_with_the_upkeep_that_is_due(store: FeatureStore) -> None:
