@@ -51,12 +51,12 @@ def _count_sentences(spans: PreparedSpans) -> int:
 def name_documents(prepared: pa.Table) -> list[DocumentName]:
     """What the feature rows of each document of a prepared table repeat."""
     return [
-        DocumentName(doc_id=doc_id, source=source, source_version=version, num_chars=len(text or ""))
-        for doc_id, source, version, text in zip(
+        DocumentName(doc_id=doc_id, source=source, source_version=version, num_chars=num_chars or 0)
+        for doc_id, source, version, num_chars in zip(
             prepared.column("doc_id").to_pylist(),
             prepared.column("source").to_pylist(),
             prepared.column("source_version").to_pylist(),
-            prepared.column("text").to_pylist(),
+            pc.utf8_length(prepared.column("text")).to_pylist(),
             strict=True,
         )
     ]

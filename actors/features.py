@@ -11,7 +11,7 @@ which is the mean over all pooled token states of the span (up to the codec's ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ from lodestream.actors.prepared import PreparedSpans
 from lodestream.schema import FINGERPRINT_BYTES, PARAGRAPH_KINDS, features_schema, row_key
 
 _BLOCK_LEAVES: Final = 4096
+"""Leaves that are summed at once. A border between two blocks shows in a sum's last bits: this number is fixed."""
+_PIECE_ROWS: Final = 8192
+"""Rows of one piece of the table: what is built on the way to it is then small, however large a document is."""
 _KINDS = np.array(PARAGRAPH_KINDS, dtype=object)
 
 
@@ -90,17 +93,38 @@ def build_feature_rows(
 
     Returns:
         A table of schema.features_schema(D): of each document itself, its topics, paragraphs, sentences.
+
+    Cost:
+        Beyond the rows themselves: one level of a document but for its sentences, and a piece of the table.
     """
-    levels = []
+    schema = features_schema(dim)
+    pieces, parts, num_rows = [schema.empty_table()], [], 0
     for name, spans, leaves in documents:
-        weights = _count_tokens(spans, num_special)
-        levels += [
-            (name, _document_level(name, spans, leaves, weights)),
-            (name, _topic_level(spans, leaves, weights)),
-            (name, _paragraph_level(spans, leaves, weights)),
-            (name, _sentence_level(spans, leaves, weights)),
-        ]
-    return _build_table(levels, dim, run_id)
+        for part in _levels(name, spans, leaves, _count_tokens(spans, num_special)):
+            parts.append((name, part))
+            num_rows += len(part["ordinal"])
+            if num_rows >= _PIECE_ROWS:
+                pieces.append(_build_table(parts, schema, run_id))
+                parts, num_rows = [], 0
+    if parts:
+        pieces.append(_build_table(parts, schema, run_id))
+    return pa.concat_tables(pieces[1:] or pieces)
+
+
+def _levels(
+    name: DocumentName, spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a document, in parts of at most _PIECE_ROWS rows of one granularity."""
+    yield _document_level(name, spans, leaves, weights)
+    yield from _cut_level(_topic_level(spans, leaves, weights))
+    yield from _cut_level(_paragraph_level(spans, leaves, weights))
+    yield from _sentence_levels(spans, leaves, weights)
+
+
+def _cut_level(level: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(level["ordinal"]), _PIECE_ROWS):
+        rows = slice(start, start + _PIECE_ROWS)
+        yield {name: column if isinstance(column, str) else column[rows] for name, column in level.items()}
 
 
 def _count_tokens(spans: PreparedSpans, num_special: tuple[int, int]) -> NDArray[np.int64]:
@@ -118,33 +142,45 @@ def _combine(leaves: LeafVectors, weights: NDArray[np.int64], starts: NDArray[np
     from lodestream.kernels.span_pool.api import quantise_rows
 
     factors = weights.astype(np.float64) * leaves.norms.astype(np.float64) * leaves.scales.astype(np.float64)
-    sums = _sum_runs(leaves.codes, factors, starts)
     token_count = np.add.reduceat(weights, starts)
-    means = (sums / token_count[:, None]).astype(np.float32)
-    pooled = quantise_rows(torch.from_numpy(means))
+    codes = np.empty((len(starts), leaves.codes.shape[1]), np.int8)
+    scales, norms = np.empty(len(starts), np.float16), np.empty(len(starts), np.float16)
+    for first, sums in _sum_runs(leaves.codes, factors, starts):
+        rows = slice(first, first + len(sums))
+        means = (sums / token_count[rows, None]).astype(np.float32)
+        pooled = quantise_rows(torch.from_numpy(means))
+        codes[rows], scales[rows], norms[rows] = pooled.codes.numpy(), pooled.scales.numpy(), pooled.norms.numpy()
     return {
         "token_count": token_count,
-        "codes": pooled.codes.numpy(),
-        "scale": pooled.scales.numpy(),
-        "norm": pooled.norms.numpy(),
+        "codes": codes,
+        "scale": scales,
+        "norm": norms,
         "computed_at": np.maximum.reduceat(leaves.computed_at_us, starts),
     }
 
 
-def _sum_runs(codes: NDArray[np.int8], factors: NDArray[np.float64], starts: NDArray[np.int32]) -> NDArray[np.float64]:
-    """float64 [R, D]: sum of factors x codes over each run. Blocked, so that a huge document stays within memory.
+def _sum_runs(
+    codes: NDArray[np.int8], factors: NDArray[np.float64], starts: NDArray[np.int32]
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Sums of factors x codes over each run, a block of leaves at a time: (first run, float64 [runs that end, D]).
 
     The blocks are counted from the document's start and each is added row by row: the order of the sum is that of the
     text, whatever else is in the batch.
     """
-    sums = np.zeros((len(starts), codes.shape[1]), np.float64)
+    first = 0
+    open_sum = np.zeros((0, codes.shape[1]), np.float64)
     for block_start in range(0, len(codes), _BLOCK_LEAVES):
         block = slice(block_start, block_start + _BLOCK_LEAVES)
-        inside = starts[(starts > block_start) & (starts < block_start + _BLOCK_LEAVES)]
-        cuts = np.concatenate([[block_start], inside])
-        runs = np.searchsorted(starts, cuts, side="right") - 1
-        sums[runs] += np.add.reduceat(codes[block] * factors[block, None], cuts - block_start, axis=0)
-    return sums
+        following = int(np.searchsorted(starts, block_start + _BLOCK_LEAVES))
+        inside = starts[first + len(open_sum) : following]
+        cuts = np.concatenate([np.full(len(open_sum), block_start), inside]) - block_start
+        sums = np.add.reduceat(codes[block] * factors[block, None], cuts, axis=0)
+        sums[: len(open_sum)] += open_sum
+        # The last run is open where the next block goes on with it.
+        is_open = block.stop < len(codes) and (following == len(starts) or starts[following] > block.stop)
+        num_ended = len(sums) - is_open
+        yield first, sums[:num_ended]
+        first, open_sum = first + num_ended, sums[num_ended:]
 
 
 def _paragraph_fingerprints(spans: PreparedSpans) -> NDArray[np.uint8]:
@@ -227,38 +263,38 @@ def _paragraph_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray
     }
 
 
-def _sentence_level(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]) -> dict[str, Any]:
+def _sentence_levels(spans: PreparedSpans, leaves: LeafVectors, weights: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     paragraph = np.repeat(np.arange(len(spans.paragraph_leaves)), np.diff(spans.paragraph_leaves, axis=1)[:, 0])
-    fine = np.flatnonzero(spans.paragraph_fine[paragraph])
-    parent = paragraph[fine]
-    return {
-        "granularity": "sentence",
-        "ordinal": np.arange(len(fine), dtype=np.int32),
-        "parent": parent.astype(np.int32),
-        "kind": _KINDS[spans.paragraph_kinds[parent]],
-        "char_start": spans.leaf_chars[fine, 0],
-        "char_end": spans.leaf_chars[fine, 1],
-        "density": spans.paragraph_density[parent],
-        "fingerprint": _paragraph_fingerprints(spans)[parent],
-        "token_count": weights[fine],
-        "codes": leaves.codes[fine],
-        "scale": leaves.scales[fine],
-        "norm": leaves.norms[fine],
-        "computed_at": leaves.computed_at_us[fine],
-    }
+    all_fine = np.flatnonzero(spans.paragraph_fine[paragraph])
+    fingerprints = _paragraph_fingerprints(spans)
+    for start in range(0, len(all_fine), _PIECE_ROWS):
+        fine = all_fine[start : start + _PIECE_ROWS]
+        parent = paragraph[fine]
+        yield {
+            "granularity": "sentence",
+            "ordinal": np.arange(start, start + len(fine), dtype=np.int32),
+            "parent": parent.astype(np.int32),
+            "kind": _KINDS[spans.paragraph_kinds[parent]],
+            "char_start": spans.leaf_chars[fine, 0],
+            "char_end": spans.leaf_chars[fine, 1],
+            "density": spans.paragraph_density[parent],
+            "fingerprint": fingerprints[parent],
+            "token_count": weights[fine],
+            "codes": leaves.codes[fine],
+            "scale": leaves.scales[fine],
+            "norm": leaves.norms[fine],
+            "computed_at": leaves.computed_at_us[fine],
+        }
 
 
-def _build_table(levels: Sequence[tuple[DocumentName, dict[str, Any]]], dim: int, run_id: str) -> pa.Table:
+def _build_table(levels: Sequence[tuple[DocumentName, dict[str, Any]]], schema: pa.Schema, run_id: str) -> pa.Table:
     """The levels one below the other. Arrow's arrays are made once for all of them: made for every level, they would
     cost more than the encoder on a corpus of one-line documents."""
-    schema = features_schema(dim)
-    if not levels:
-        return schema.empty_table()
     sizes = [len(level["ordinal"]) for _, level in levels]
     keys = [
         row_key(name.source, name.doc_id, level["granularity"], ordinal)
-        for (name, level), size in zip(levels, sizes, strict=True)
-        for ordinal in range(size)
+        for name, level in levels
+        for ordinal in level["ordinal"].tolist()
     ]
     fingerprints = np.concatenate([level["fingerprint"] for _, level in levels])
     values: dict[str, Any] = {

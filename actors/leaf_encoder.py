@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from lodestream.kernels.encoder import Encoder
 from lodestream.kernels.packing import pack, plan_batches
 from lodestream.kernels.span_pool.api import PooledSpans, pool_spans
 from lodestream.kernels.sparse_attention import SparseSegment
+
+GROUP_TOKENS: Final = 1 << 18
+"""Tokens that are laid out for the encoder at once: more than a micro-batch has, unless it is one large document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +60,18 @@ class LeafEncoder:
     def encode(
         self, wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
     ) -> dict[bytes, LeafVectors]:
-        """Leaf vectors of the segments ``wanted``: fingerprint -> a document's spans and the segment's index there."""
-        fingerprints = list(wanted)
+        """Leaf vectors of the segments ``wanted``: fingerprint -> a document's spans and the segment's index there.
+
+        Cost: beyond the vectors, what GROUP_TOKENS take, however large a document is.
+        """
+        result: dict[bytes, LeafVectors] = {}
+        for group in _group(wanted):
+            result |= self._encode_group(group, wanted, counts)
+        return result
+
+    def _encode_group(
+        self, fingerprints: Sequence[bytes], wanted: Mapping[bytes, tuple[PreparedSpans, int]], counts: EncodeCounts
+    ) -> dict[bytes, LeafVectors]:
         inputs = [self._encoder_input(*wanted[f]) for f in fingerprints]
         lengths = np.array([len(i.token_ids) for i in inputs])
         counts.segments_encoded += len(inputs)
@@ -161,6 +175,21 @@ class LeafEncoder:
         rows = np.repeat(picked, num_leaves).astype(np.int64)
         pooled = pool_spans(states_TC, torch.from_numpy(rows), torch.from_numpy(rows + 1), head=self._encoder.head)
         return _split_pooled(pooled, num_leaves)
+
+
+def _group(wanted: Mapping[bytes, tuple[PreparedSpans, int]]) -> Iterator[list[bytes]]:
+    """Runs of segments of at least GROUP_TOKENS tokens, and what is left."""
+    group: list[bytes] = []
+    num_tokens = 0
+    for fingerprint, (spans, row) in wanted.items():
+        start, end = spans.segment_tokens[row].tolist()
+        group.append(fingerprint)
+        num_tokens += end - start
+        if num_tokens >= GROUP_TOKENS:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group
 
 
 def _split_pooled(pooled: PooledSpans, num_leaves: Sequence[int]) -> list[LeafVectors]:

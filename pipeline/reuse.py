@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from lodestream.actors.features import LeafVectors
 from lodestream.actors.prepared import PreparedSpans
 
-_RANK = {"paragraph": 0, "sentence": 1}
+MAX_ASKED: Final = 1 << 14
+"""Segments looked up at once: more than a micro-batch has, unless it is one large document."""
+
+_RANK: Final = {"paragraph": 0, "sentence": 1}
 
 
 class SegmentIndex(Protocol):
@@ -36,9 +39,10 @@ def find_known(indexes: Sequence[SegmentIndex], all_spans: Iterable[PreparedSpan
     known: dict[bytes, LeafVectors] = {}
     for index in indexes:
         missing = [fingerprint for fingerprint in num_leaves if fingerprint not in known]
-        rows = index.find_segments(missing) if missing else None
-        if rows is not None and rows.num_rows:
-            known |= _collect(rows, num_leaves)
+        for start in range(0, len(missing), MAX_ASKED):
+            rows = index.find_segments(missing[start : start + MAX_ASKED])
+            if rows.num_rows:
+                known |= _collect(rows, num_leaves)
     return known
 
 

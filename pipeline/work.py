@@ -17,6 +17,7 @@ from lodestream.pipeline.changes import PlannedRead, cut_chunks
 from lodestream.pipeline.config.settings import Config, RunConfig
 from lodestream.pipeline.dataflow import choose_executor, make_executor
 from lodestream.pipeline.executors import Executor, Progress
+from lodestream.pipeline.process import return_free_memory
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.reuse import SegmentIndex
 from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, Reading, StageOutput
@@ -95,10 +96,13 @@ class ChunkWriter:
 
     def _run_chunk(self, executor: Executor, chunk: Sequence[PlannedRead], meter: Meter) -> None:
         output = executor.run_chunk(chunk, self._indexes(), run_id=self._report.run_id, on_progress=meter.advance)
+        # What the encoder has left free would lie below what Lance takes to write, and what that leaves below the next.
+        return_free_memory()
         started = time.perf_counter()
         self._write(output, output.select(MOVED))
         output.counts.clock("write", started)
         self._report.add(output)
+        return_free_memory()
 
     def _indexes(self) -> list[SegmentIndex]:
         """Where segments are looked up: what is staged so far, then what was published before, whose rows an earlier
@@ -111,8 +115,7 @@ class ChunkWriter:
         kept = [self._quarantine_row(base, row) for row in output.select(QUARANTINED)]
         features, documents = self._move(moved)
         self._transaction.write_chunk(
-            # One batch instead of several a document: what the store does to each batch it then does once.
-            features=pa.concat_tables([output.features, features]).combine_chunks(),
+            features=pa.concat_tables([output.features, features]),
             documents=pa.concat_tables(
                 [output.documents, pa.Table.from_pylist(kept, schema=DOCUMENTS_SCHEMA), documents]
             ),
@@ -159,7 +162,8 @@ class ChunkWriter:
             changed = {name: row[name] for name in ("doc_id", "source", "uri", "source_version")}
             changed |= {"updated_at": datetime.now(UTC), "run_id": self._report.run_id}
             documents.append(pa.Table.from_pylist([stored | changed], schema=DOCUMENTS_SCHEMA))
-        return pa.concat_tables(features), pa.concat_tables(documents)
+        # One batch instead of several a document: what the store does to each batch it then does once.
+        return pa.concat_tables(features).combine_chunks(), pa.concat_tables(documents)
 
     def _no_features(self) -> pa.Table:
         return features_schema(self._featurizer.model.dim).empty_table()

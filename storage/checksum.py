@@ -22,6 +22,8 @@ UNCOVERED: Final = ("computed_at", "run_id")
 
 _MODULUS: Final = 1 << (8 * CHECKSUM_BYTES)
 _SEPARATOR: Final = "\x1f"
+_BATCH_ROWS: Final = 4096
+"""Rows hashed at once: as bytes end to end they take as much memory again."""
 
 
 class FeatureSums:
@@ -52,9 +54,8 @@ class FeatureSums:
 def sum_features(rows: pa.Table) -> FeatureSums:
     """Return the checksums of the documents in ``rows``."""
     sums = FeatureSums()
-    for batch in rows.to_batches():
-        if batch.num_rows:
-            sums.add(batch)
+    for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
+        sums.add(batch)
     return sums
 
 
