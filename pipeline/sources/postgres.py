@@ -186,15 +186,15 @@ class PostgresTable:
         seen = {row.row_id for row in found}
         missing = [row_id for row_id in self._names.row_ids(retry) if row_id not in seen]
         if missing:
-            found += tally.count(session.query(queries.by_id, missing).to_batches())
+            found += tally.count(session.stream(queries.by_id, missing))
         before = known.find([self._names.doc_id(row.row_id) for row in found]) if found else {}
         return find_differences(found, self._names, before, retry=retry), tally.num_future
 
     def _read_tombstones(self, session: PostgresSession, queries: TableQueries) -> frozenset[str]:
         if not queries.tombstones:
             return frozenset()
-        ids = session.query(queries.tombstones)["id"].to_pylist()
-        return frozenset(self._names.doc_id(row_id) for row_id in ids if row_id is not None)
+        rows = session.query(queries.tombstones)
+        return frozenset(self._names.doc_id(row["id"]) for row in rows if row["id"] is not None)
 
 
 def _lies_behind(bound: str, low: str, mode: SqlMode) -> bool:

@@ -26,7 +26,7 @@ SELECT pid, coalesce(application_name, '') AS application, coalesce(usename, '')
        xact_start::text AS began, extract(epoch FROM $1::text::timestamptz - xact_start)::float8 AS age_s
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-  AND backend_type NOT IN ('autovacuum worker', 'walsender') AND (backend_xid IS NOT NULL OR NOT $2::bool)
+  AND backend_type NOT IN ('autovacuum worker', 'walsender') AND (backend_xid IS NOT NULL OR NOT $2::text::bool)
 ORDER BY xact_start LIMIT 1
 """
 _PREPARED: Final = """
@@ -86,8 +86,8 @@ def parse_time(text: str) -> datetime:
 def _hold_back(session: PostgresSession, mode: SqlMode, facts: TableFacts, clock: str, low: str | None) -> Bounds:
     now = parse_time(clock)
     settled = datetime.fromtimestamp(now.timestamp() - SETTLE_S, UTC).isoformat()
-    prepared = session.query(_PREPARED, clock).to_pylist()
-    opened = session.query(_OPEN, clock, mode == "xid").to_pylist() if facts.sees_all_transactions else []
+    prepared = session.query(_PREPARED, clock)
+    opened = session.query(_OPEN, clock, str(mode == "xid")) if facts.sees_all_transactions else []
     bound = settled
     held_back_s = 0.0
     warnings = []

@@ -64,7 +64,7 @@ SELECT json_build_object(
           AND (position(a.attname IN p.prosrc) > 0 OR position(a.attname IN encode(t.tgargs, 'escape')) > 0))))
     FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-)::text
+)::text AS facts
 FROM pg_class c WHERE c.oid = to_regclass($1)
 """
 
@@ -135,12 +135,12 @@ def read_facts(session: PostgresSession, source: str, table: str) -> TableFacts:
         SourceContract: there is none of that name.
     """
     found = session.query(_FACTS, quote_table(table))
-    if not found.num_rows:
+    if not found:
         raise SourceContract(
             f"sources.{source}: there is no table {table} (names are taken as they are written, capitals included)",
             f"correct sources.{source}.table, such as schema.table; its features are kept until then",
         )
-    return parse_facts(json.loads(found[0][0].as_py()))
+    return parse_facts(json.loads(found[0]["facts"]))
 
 
 def parse_facts(values: dict[str, Any]) -> TableFacts:

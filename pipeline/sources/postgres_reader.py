@@ -49,5 +49,5 @@ class PostgresReader:
             rows: dict[str, dict[str, Any]] = {}
             for start in range(0, len(row_ids), _ROWS_PER_QUERY):
                 found = session.query(query, list(row_ids[start : start + _ROWS_PER_QUERY]))
-                rows.update({row["id"]: row for row in found.to_pylist()})
+                rows.update({row["id"]: row for row in found})
             return rows

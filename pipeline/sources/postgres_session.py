@@ -39,15 +39,18 @@ class PostgresSession:
         """
         self._source = source
         try:
-            from adbc_driver_postgresql import dbapi
+            import adbc_driver_postgresql as driver
+            from adbc_driver_manager import Error
+
+            from lodestream.pipeline.sources.adbc import AdbcLink
         except ImportError:
             raise ConfigError(
                 f"sources.{source}: the driver for PostgreSQL is not installed", "pip install 'lodestream[postgres]'"
             ) from None
-        self._dbapi = dbapi
+        self._errors = Error
         try:
-            self._connection = dbapi.connect(_limit_connecting(url), autocommit=True)
-        except dbapi.Error as error:
+            self._link = AdbcLink(driver.connect(_limit_connecting(url)))
+        except Error as error:
             raise self._explain_refusal(url, _first_line(str(error))) from None
         self.execute("SET client_encoding TO 'UTF8'; SET TIME ZONE 'UTC'; SET DateStyle TO 'ISO'")
         self.execute(f"SET lock_timeout TO '{LOCK_LIMIT_S}s'")
@@ -62,29 +65,25 @@ class PostgresSession:
 
     def close(self) -> None:
         """Ends the connection."""
-        self._connection.close()
+        self._link.close()
 
     def execute(self, sql: str) -> None:
         """Carries out statements without a result."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.adbc_statement.set_sql_query(sql)
-            cursor.adbc_statement.execute_update()
+        with self._explaining():
+            self._link.execute(sql)
 
-    def query(self, sql: str, *parameters: Any) -> pa.Table:
-        """The whole result of a query; ``$1``, ``$2`` and so on stand for the parameters."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.execute(sql, parameters or None)
-            return cursor.fetch_arrow_table()
+    def query(self, sql: str, *parameters: str | list[str]) -> list[dict[str, Any]]:
+        """All rows of a query; ``$1``, ``$2`` and so on stand for the parameters."""
+        return [row for batch in self.stream(sql, *parameters) for row in batch.to_pylist()]
 
-    def stream(self, sql: str, *parameters: Any) -> Iterator[pa.RecordBatch]:
+    def stream(self, sql: str, *parameters: str | list[str]) -> Iterator[pa.RecordBatch]:
         """The result of a query batch by batch."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.execute(sql, parameters or None)
-            yield from cursor.fetch_record_batch()
+        with self._explaining(), self._link.open(sql, parameters) as reader:
+            yield from reader
 
-    def query_value(self, sql: str, *parameters: Any) -> Any:
+    def query_value(self, sql: str, *parameters: str | list[str]) -> Any:
         """The first column of the first row."""
-        return self.query(sql, *parameters)[0][0].as_py()
+        return next(iter(self.query(sql, *parameters)[0].values()))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -97,8 +96,10 @@ class PostgresSession:
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except self._dbapi.Error as error:
+        except self._errors as error:
             raise explain_error(self._source, error.sqlstate, _first_line(str(error))) from None
+        except (OSError, pa.ArrowException) as error:  # the connection or the query broke off between two batches
+            raise explain_error(self._source, None, _first_line(str(error))) from None
 
     def _explain_refusal(self, url: str, message: str) -> SourceError:
         name = f"sources.{self._source}"
