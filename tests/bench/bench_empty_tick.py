@@ -25,9 +25,11 @@ from lodestream.pipeline.plan import make_plan
 from lodestream.pipeline.states import build_state_rows
 from lodestream.schema import DOCUMENTS_SCHEMA, features_schema
 from lodestream.storage.store import FeatureStore
+from tests.support.memory import run_measured
 
 NAME = "empty_tick_files"
 NUM_FILES = 100_000
+MIB = 1 << 20
 FILES_PER_FOLDER = 500
 WRITTEN_S = 1.7e9
 COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
@@ -131,6 +133,8 @@ def main() -> None:
         for _ in range(ROUNDS):
             for provider, arguments in commands.items():
                 times[provider].append(time_command(folder, *arguments))
+        peak_mib = [run_measured(folder, "refresh", interval_s=0.01).peak_bytes / MIB for _ in range(ROUNDS)]
+        record(NAME, "lodestream refresh", "peak memory", "MiB", peak_mib, x=number, config={"files_opened": 0})
         for place, metric in enumerate(("whole command", "processor time")):
             for provider, values in times.items():
                 seconds = [value[place] for value in values]
