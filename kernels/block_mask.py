@@ -1,8 +1,7 @@
-"""Which key blocks a row reads exactly: scores from cell means, a share of the softmax per row, density, a budget.
+"""Which key blocks a row reads exactly: scores from cell means, a share of the softmax per row, and a budget.
 
-A row keeps the fewest blocks that hold a share p of its estimated softmax. p comes from one threshold t of the segment
-and the density of the row's text, p = t ** (1 - floor): rows of dense text (floor 1) are exact, the others keep more
-the denser they are. t is given, or the largest that a budget of blocks allows, found by bisection on the device.
+A row keeps the fewest blocks that hold a share t of its estimated softmax. t is one for the segment: the largest that a
+budget of blocks allows, found by bisection on the device. Rows of dense text are exact whatever it is.
 
 Everything after the scores is done in integers, so that sums do not depend on their order.
 
@@ -43,20 +42,18 @@ class MaskRecipe:
     Attributes:
         max_share: of the pairs of a segment at most this share is kept, in (0, 1]. Forced blocks and exact rows are
             kept even if they are more.
-        top_p: threshold t, in (0, 1]; the budget may lower it.
         count_step: the number of blocks of a row is rounded up to a multiple of this (or to all of them). What is
             added are the next best blocks, and rows with one count can share a call.
         reach: blocks to either side of a row's own that are always kept.
     """
 
     max_share: float
-    top_p: float = 1.0
     count_step: int = 4
     reach: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_share <= 1 or not 0 < self.top_p <= 1 or self.count_step < 1 or self.reach < 0:
-            raise ValueError(f"max_share and top_p lie in (0, 1], count_step from 1 and reach from 0 on: {self}")
+        if not 0 < self.max_share <= 1 or self.count_step < 1 or self.reach < 0:
+            raise ValueError(f"max_share lies in (0, 1], count_step from 1 and reach from 0 on: {self}")
 
 
 def _round_counts(counts: torch.Tensor, step: int, num_blocks: int) -> torch.Tensor:
@@ -69,7 +66,7 @@ def build_masks(
     layout: BlockLayout,
     recipes: Sequence[MaskRecipe],
     *,
-    floor_R: torch.Tensor | None = None,
+    exact_R: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> list[BlockMask]:
     """Chooses the blocks of every row and head, once for each recipe.
@@ -79,7 +76,7 @@ def build_masks(
         cells: the keys' cells.
         layout: the batch.
         recipes: how much is kept.
-        floor_R: float32 [R], 0 to 1, on the device of q; 1 makes a row exact; zeros where None.
+        exact_R: bool [R] on the device of q, rows that keep everything; none where None.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
     Forced are the blocks under a row, ``recipe.reach`` to either side, and the first block of every row: the first
@@ -94,9 +91,9 @@ def build_masks(
     keeps: list[list[torch.Tensor]] = [[] for _ in recipes]
     for segment in layout.segments:
         mass = estimate_mass(q_THD[segment.tokens], cells, segment, layout.query_block, scale=scale)
-        floor = mass.new_zeros(segment.num_rows) if floor_R is None else floor_R[segment.rows]
+        exact = mass.new_zeros(segment.num_rows, dtype=torch.bool) if exact_R is None else exact_R[segment.rows]
         for kept, recipe in zip(keeps, recipes, strict=True):
-            kept.append(choose_blocks(mass, floor, recipe).flatten(1))
+            kept.append(choose_blocks(mass, exact, recipe).flatten(1))
     return [make_mask(layout, torch.cat(kept, dim=1)) for kept in keeps]
 
 
@@ -106,11 +103,11 @@ def build_mask(
     layout: BlockLayout,
     recipe: MaskRecipe,
     *,
-    floor_R: torch.Tensor | None = None,
+    exact_R: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> BlockMask:
     """The mask of one recipe, see ``build_masks``."""
-    return build_masks(q_THD, cells, layout, [recipe], floor_R=floor_R, scale=scale)[0]
+    return build_masks(q_THD, cells, layout, [recipe], exact_R=exact_R, scale=scale)[0]
 
 
 def estimate_mass(
@@ -152,12 +149,12 @@ def _estimate_heads(
     return sums / sums.sum(2, keepdim=True)
 
 
-def choose_blocks(mass_HRB: torch.Tensor, floor_R: torch.Tensor, recipe: MaskRecipe) -> torch.Tensor:
+def choose_blocks(mass_HRB: torch.Tensor, exact_R: torch.Tensor, recipe: MaskRecipe) -> torch.Tensor:
     """bool [H, rows, blocks] for one segment: the blocks to keep.
 
     Args:
         mass_HRB: float32 [H, rows, blocks], shares of the softmax, each row's sum 1.
-        floor_R: float32 [rows], 0 to 1; 1 makes a row exact.
+        exact_R: bool [rows], which keep everything.
         recipe: how much is kept.
     """
     num_heads, num_rows, num_blocks = mass_HRB.shape
@@ -169,11 +166,10 @@ def choose_blocks(mass_HRB: torch.Tensor, floor_R: torch.Tensor, recipe: MaskRec
     ranking = _Ranking(
         before=before.contiguous(),
         total=mass.sum(2, keepdim=True),
-        smallest=torch.where(floor_R[:, None] >= 1, num_blocks, forced.sum(1, keepdim=True)),
-        exponent=(1 - floor_R[:, None]).double(),
+        smallest=torch.where(exact_R[:, None], num_blocks, forced.sum(1, keepdim=True)),
         step=recipe.count_step,
     )
-    threshold = torch.full((), recipe.top_p, dtype=torch.float64, device=mass_HRB.device)
+    threshold = torch.ones((), dtype=torch.float64, device=mass_HRB.device)
     if recipe.max_share < 1:
         limit = math.floor(recipe.max_share * num_heads * num_rows * num_blocks)
         threshold = _solve_threshold(ranking, limit, threshold)
@@ -189,13 +185,12 @@ class _Ranking:
     before: torch.Tensor
     total: torch.Tensor
     smallest: torch.Tensor
-    exponent: torch.Tensor
     step: int
 
     def count(self, threshold: torch.Tensor) -> torch.Tensor:
         """int64 [H, rows, 1]: blocks that a threshold keeps."""
         num_blocks = self.before.shape[2]
-        target = torch.ceil(threshold**self.exponent * self.total).to(torch.int64)
+        target = torch.ceil(threshold * self.total).to(torch.int64)
         counts = torch.searchsorted(self.before, target)
         counts = torch.maximum(counts, self.smallest)
         return _round_counts(counts, self.step, num_blocks)

@@ -56,7 +56,7 @@ def attend_sparsely(
     recipes: Sequence[MaskRecipe],
     *,
     bound: float,
-    floor_R: torch.Tensor | None = None,
+    exact_R: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> SparseLayer | None:
     """One layer's sparse attention with all that compensates for what is dropped, and its error.
@@ -66,7 +66,7 @@ def attend_sparsely(
         layout: of one segment.
         recipes: how much is kept, from first to last choice.
         bound: the first recipe is taken whose mean error, as of ``correction.SampledError``, is at most this.
-        floor_R: float32 [R], 0 to 1; 1 makes a row exact.
+        exact_R: bool [R], rows that keep everything; none where None.
         scale: factor of the logits, 1 / sqrt(D) where None.
 
     Returns:
@@ -77,7 +77,7 @@ def attend_sparsely(
     """
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     cells = summarise_cells(k_THD, v_THD, layout)
-    masks = build_masks(q_THD, cells, layout, recipes, floor_R=floor_R, scale=scale)
+    masks = build_masks(q_THD, cells, layout, recipes, exact_R=exact_R, scale=scale)
     trial = try_masks(q_THD, k_THD, v_THD, cells, masks, scale=scale)
     place = next((place for place, error in enumerate(trial.errors_M.tolist()) if error <= bound), None)
     if place is None:
@@ -95,7 +95,7 @@ def is_hopeless(
     recipe: MaskRecipe,
     *,
     bound: float,
-    floor_R: torch.Tensor | None = None,
+    exact_R: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> bool:
     """Whether every fourth head alone errs by HOPELESS times the bound; arguments as of ``attend_sparsely``.
@@ -105,7 +105,7 @@ def is_hopeless(
     q_THD, k_THD, v_THD = (x[:, ::_HEADS_APART] for x in (q_THD, k_THD, v_THD))
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     cells = summarise_cells(k_THD, v_THD, layout)
-    masks = build_masks(q_THD, cells, layout, [recipe], floor_R=floor_R, scale=scale)
+    masks = build_masks(q_THD, cells, layout, [recipe], exact_R=exact_R, scale=scale)
     (error,) = try_masks(q_THD, k_THD, v_THD, cells, masks, scale=scale).errors_M.tolist()
     return not error <= HOPELESS * bound
 
@@ -114,9 +114,9 @@ class SparseSegment:
     """The attention of one segment in one encoder call, an ``Attend``: each layer on the lowest rung that keeps it
     within the bound.
 
-    A segment stays on the rung that a layer needed: what made one layer hard makes the next hard too, and once it is
-    dense no further layer is tried. Before the first layer that is tried, a few heads tell whether trying is worth it.
-    Layers with a window are computed as they are anyway.
+    A layer that no share does for is dense, and so are those after it: what made one hard makes the next hard too, and
+    trying in vain in every layer would cost more than dense attention. Before the first layer that is tried, a few heads
+    tell whether trying is worth it. Layers with a window are computed as they are anyway.
 
     Guarantees: the states depend on the segment and its plan alone, the rungs included.
     """
@@ -134,9 +134,8 @@ class SparseSegment:
         self.kept: list[float] = []
         """Share of the pairs that each layer without a window computed exactly in the end."""
         self._layout = plan_blocks([plan.cut.num_tokens], query_block=plan.cut.query_block)
-        self._floor_R = torch.tensor(plan.exact_rows, dtype=torch.float32)
-        self._rung = 0
-        self._is_promising = False
+        self._exact_R = torch.tensor(plan.exact_rows)
+        self._is_promising: bool | None = None
         self._dense: DenseAttention | None = None
 
     def __call__(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
@@ -157,25 +156,25 @@ class SparseSegment:
         return self._attend_densely(heads_RND, layer)
 
     def _climb(self, heads_TND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor | None:
-        """[T, H, D] on the first rung from the present one that keeps the bound; None where that is the dense one."""
-        ladder, cut = self.plan.ladder, self.plan.cut
-        shares = ladder.shares[self._rung : -1]
-        if not shares:
+        """[T, H, D] on the first rung that keeps the bound; None where that is the dense one."""
+        if self._is_promising is False:
             return None
+        ladder, cut = self.plan.ladder, self.plan.cut
         q, k, v = layer.split(heads_TND)
-        recipes = [MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach) for share in shares]
-        floor_R, bound = self._floor_R.to(q.device), ladder.bound
+        recipes = [
+            MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach) for share in ladder.shares[:-1]
+        ]
+        exact_R, bound = self._exact_R.to(q.device), ladder.bound
         result = None
         if self._is_promising or not is_hopeless(
-            q, k, v, self._layout, recipes[-1], bound=bound, floor_R=floor_R, scale=layer.scale
+            q, k, v, self._layout, recipes[-1], bound=bound, exact_R=exact_R, scale=layer.scale
         ):
-            result = attend_sparsely(q, k, v, self._layout, recipes, bound=bound, floor_R=floor_R, scale=layer.scale)
-        climbed = len(shares) if result is None else result.place
-        self._rung += climbed
-        self.num_climbs += climbed
+            result = attend_sparsely(q, k, v, self._layout, recipes, bound=bound, exact_R=exact_R, scale=layer.scale)
+        self._is_promising = result is not None
         if result is None:
+            self.num_climbs += len(recipes)
             return None
-        self._is_promising = True
+        self.num_climbs += result.place
         self.tally.add(layer.index, result.error)
         self.kept.append(float(result.mask.keep_HP.float().mean()))
         return result.out_THD

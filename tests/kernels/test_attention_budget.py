@@ -1,4 +1,4 @@
-"""What is fixed before a segment is computed: its rows, floors by density, the gate, and rungs."""
+"""What is fixed before a segment is computed: its rows, exact rows by density, the gate, and rungs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_least_share_is_what_a_mask_keeps_at_least(num_tokens: int, num_exact: i
     layout = plan_blocks([num_tokens], query_block=cut.query_block)
     assert (cut.num_rows, cut.num_blocks) == (layout.segments[0].num_rows, layout.segments[0].num_blocks)
     q, k, v = make_inputs(num_tokens, 32)
-    floor = torch.zeros(layout.num_rows)
-    floor[:num_exact] = 1
+    is_exact = torch.zeros(layout.num_rows, dtype=torch.bool)
+    is_exact[:num_exact] = True
     recipe = MaskRecipe(max_share=1e-6, count_step=cut.count_step, reach=cut.reach)
-    mask = build_mask(q, summarise_cells(k, v, layout), layout, recipe, floor_R=floor)
+    mask = build_mask(q, summarise_cells(k, v, layout), layout, recipe, exact_R=is_exact)
     kept = float(mask.keep_HP.double().mean())
-    assert kept == pytest.approx(cut.least_share(floor.numpy() >= 1), abs=1e-9)
+    assert kept == pytest.approx(cut.least_share(is_exact.numpy()), abs=1e-9)
 
 
 def test_rows_that_touch_dense_text_are_exact() -> None:

@@ -26,14 +26,14 @@ RECIPES = [MaskRecipe(max_share=share) for share in SHARES]
 def test_what_is_tried_is_what_is_measured(num_tokens: int, head_dim: int, dtype: torch.dtype) -> None:
     q, k, v = (x.to(dtype) for x in make_inputs(num_tokens, head_dim))
     layout = plan_blocks([num_tokens])
-    floor = torch.zeros(layout.num_rows)
-    floor[1] = 1
+    is_exact = torch.zeros(layout.num_rows, dtype=torch.bool)
+    is_exact[1] = True
     cells = summarise_cells(k, v, layout)
-    masks = build_masks(q, cells, layout, RECIPES, floor_R=floor)
+    masks = build_masks(q, cells, layout, RECIPES, exact_R=is_exact)
     trial = try_masks(q, k, v, cells, masks, scale=head_dim**-0.5)
     measured = []
     for recipe, mask in zip(RECIPES, masks, strict=True):
-        result = attend_sparsely(q, k, v, layout, [recipe], bound=math.inf, floor_R=floor)
+        result = attend_sparsely(q, k, v, layout, [recipe], bound=math.inf, exact_R=is_exact)
         assert result is not None
         assert torch.equal(result.mask.keep_HP, mask.keep_HP)
         measured.append(float(result.error.summarise()[0]))
