@@ -107,6 +107,8 @@ class LeafEncoder:
                 tokens_sparse=batch[0].num_tokens,
                 pairs_sparse=len(sparse.kept) * packed.num_tokens**2,
                 pairs_kept=round(sum(sparse.kept) * packed.num_tokens**2),
+                flops_sparse=sparse.flops,
+                flops_dense=sparse.dense_flops,
                 layers_sparse=len(sparse.kept),
                 layers_climbed=sparse.num_climbs,
                 attention_errors=sparse.tally.as_lists(),

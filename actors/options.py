@@ -55,6 +55,7 @@ class EncodeCounts:
         tokens_sparse: of the encoded tokens, those of segments that were attended sparsely.
         longest_segment: tokens of the longest segment that was encoded, special tokens included.
         pairs_sparse: query and key pairs of all layers of the sparse segments; pairs_kept: those computed exactly.
+        flops_sparse: of the attention of those layers, all that it took; flops_dense: what dense attention would take.
         layers_sparse: layers of the sparse segments; layers_climbed: rungs that were over the bound of the error.
         attention_errors: errors of those layers, counted as kernels/attention/error_bins.py says, by layer.
     """
@@ -69,6 +70,8 @@ class EncodeCounts:
     longest_segment: int = 0
     pairs_sparse: int = 0
     pairs_kept: int = 0
+    flops_sparse: int = 0
+    flops_dense: int = 0
     layers_sparse: int = 0
     layers_climbed: int = 0
     attention_errors: list[list[int]] = field(default_factory=list)

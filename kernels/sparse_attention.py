@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
@@ -20,6 +21,7 @@ from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.budget import SegmentPlan
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import SampledError, correct_rows
+from lodestream.kernels.attention.cost import account_flops, count_trial_flops
 from lodestream.kernels.attention.error_bins import BINS_PER_DOUBLING, NUM_BINS, SMALLEST_EXPONENT, summarise_bins
 from lodestream.kernels.attention.layout import BlockLayout, BlockMask, plan_blocks
 from lodestream.kernels.attention.trial import try_masks
@@ -115,8 +117,8 @@ class SparseSegment:
     within the bound.
 
     A layer that no share does for is dense, and so are those after it: what made one hard makes the next hard too, and
-    trying in vain in every layer would cost more than dense attention. Before the first layer that is tried, a few heads
-    tell whether trying is worth it. Layers with a window are computed as they are anyway.
+    trying in vain in every layer would cost more than dense attention. Before the first layer that is tried, a few
+    heads tell whether trying is worth it. Layers with a window are computed as they are anyway.
 
     Guarantees: the states depend on the segment and its plan alone, the rungs included.
     """
@@ -133,8 +135,14 @@ class SparseSegment:
         """Rungs that were found to be over the bound."""
         self.kept: list[float] = []
         """Share of the pairs that each layer without a window computed exactly in the end."""
+        self.flops = self.dense_flops = 0
+        """FLOPs of the attention of those layers, trials included, and what dense attention would take."""
         self._layout = plan_blocks([plan.cut.num_tokens], query_block=plan.cut.query_block)
         self._exact_R = torch.tensor(plan.exact_rows)
+        self._recipes = [
+            MaskRecipe(max_share=share, count_step=plan.cut.count_step, reach=plan.cut.reach)
+            for share in plan.ladder.shares[:-1]
+        ]
         self._is_promising: bool | None = None
         self._dense: DenseAttention | None = None
 
@@ -146,6 +154,8 @@ class SparseSegment:
         num_tokens = self.plan.cut.num_tokens
         if layer.reach is not None and layer.reach < num_tokens - 1:
             return self._attend_densely(heads_RND, layer)
+        dense_flops = 4 * num_tokens**2 * layer.num_heads * heads_RND.shape[2]
+        self.dense_flops += dense_flops
         if not (self.plan.last_dense and layer.index == self.tally.num_layers - 1):
             mixed_THD = self._climb(heads_RND[:num_tokens], layer)
             if mixed_THD is not None:
@@ -153,31 +163,39 @@ class SparseSegment:
                 mixed_RC[:num_tokens] = mixed_THD.flatten(1)
                 return mixed_RC
         self.kept.append(1.0)
+        self.flops += dense_flops
         return self._attend_densely(heads_RND, layer)
 
     def _climb(self, heads_TND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor | None:
         """[T, H, D] on the first rung that keeps the bound; None where that is the dense one."""
         if self._is_promising is False:
             return None
-        ladder, cut = self.plan.ladder, self.plan.cut
-        q, k, v = layer.split(heads_TND)
-        recipes = [
-            MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach) for share in ladder.shares[:-1]
-        ]
-        exact_R, bound = self._exact_R.to(q.device), ladder.bound
-        result = None
-        if self._is_promising or not is_hopeless(
-            q, k, v, self._layout, recipes[-1], bound=bound, exact_R=exact_R, scale=layer.scale
-        ):
-            result = attend_sparsely(q, k, v, self._layout, recipes, bound=bound, exact_R=exact_R, scale=layer.scale)
+        result = self._try_rungs(heads_TND, layer)
         self._is_promising = result is not None
         if result is None:
-            self.num_climbs += len(recipes)
+            self.num_climbs += len(self._recipes)
             return None
         self.num_climbs += result.place
         self.tally.add(layer.index, result.error)
         self.kept.append(float(result.mask.keep_HP.float().mean()))
         return result.out_THD
+
+    def _try_rungs(self, heads_TND: torch.Tensor, layer: AttentionLayer) -> SparseLayer | None:
+        q, k, v = layer.split(heads_TND)
+        exact_R, bound, recipes = self._exact_R.to(q.device), self.plan.ladder.bound, self._recipes
+        count = partial(count_trial_flops, len(q), head_dim=q.shape[2])
+        if self._is_promising is None:
+            self.flops += count(num_heads=-(-layer.num_heads // _HEADS_APART), num_tried=1)
+            if is_hopeless(q, k, v, self._layout, recipes[-1], bound=bound, exact_R=exact_R, scale=layer.scale):
+                return None
+        result = attend_sparsely(q, k, v, self._layout, recipes, bound=bound, exact_R=exact_R, scale=layer.scale)
+        if result is None:
+            self.flops += count(num_heads=layer.num_heads, num_tried=len(recipes))
+        else:
+            self.flops += account_flops(
+                result.mask, num_heads=layer.num_heads, head_dim=q.shape[2], num_tried=len(recipes)
+            ).total
+        return result
 
     def _attend_densely(self, heads_RND: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         if self._dense is None:

@@ -37,13 +37,15 @@ def read_setting(featurizer: Featurizer) -> AttentionSetting:
 
 def report_attention(setting: AttentionSetting, counts: EncodeCounts) -> dict[str, Any]:
     """Attention of a run as JSON values: ``tokens`` of the encoded segments, ``pairs_kept`` the share of the sparse
-    segments' query and key pairs that was computed exactly, ``error`` relative to dense attention, by layer."""
+    segments' query and key pairs that was computed exactly, ``flops`` what their attention took of the FLOPs of dense
+    attention, ``error`` relative to dense attention, by layer."""
     errors = [summarise_bins(layer) for layer in counts.attention_errors]
     return {
         "mode": setting.mode,
         "quality": setting.quality,
         "tokens": {"dense": counts.tokens_encoded - counts.tokens_sparse, "sparse": counts.tokens_sparse},
         "pairs_kept": round(counts.pairs_kept / counts.pairs_sparse, 4) if counts.pairs_sparse else None,
+        "flops": round(counts.flops_sparse / counts.flops_dense, 4) if counts.flops_dense else None,
         "layers": {"sparse": counts.layers_sparse, "climbed": counts.layers_climbed},
         "error": [{"mean": round(mean, 4), "p99": round(tail, 4)} for mean, tail in errors],
         "why_dense": _explain(setting, counts),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lodestream.kernels.attention.correction import count_samples
+from lodestream.kernels.attention.correction import choose_step, count_samples
 from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, BlockLayout, BlockMask
 
 
@@ -20,70 +20,47 @@ class FlopAccount:
     Attributes:
         dense: what dense attention takes.
         exact: kept blocks; float64 scalar tensor on the mask's device, as ``stand_ins`` is: reading it waits for the
-            device, so it is read once a run and not once a call.
+            device.
         stand_ins: dropped cells.
-        scoring: choosing the blocks.
-        slope: the first-order term.
-        correction: correction rows.
+        beside: choosing the blocks, the first-order term, correction rows and the trial of the masks.
     """
 
     dense: int
     exact: torch.Tensor
     stand_ins: torch.Tensor
-    scoring: int
-    slope: int
-    correction: int
+    beside: int
 
     @property
-    def share(self) -> torch.Tensor:
-        """Everything as a share of dense attention; float64 scalar."""
-        return (self.exact + self.stand_ins + (self.scoring + self.slope + self.correction)) / self.dense
+    def total(self) -> int:
+        """Everything; waits for the device."""
+        return round(float(self.exact + self.stand_ins)) + self.beside
 
 
-def account_flops(
-    mask: BlockMask,
-    *,
-    num_heads: int,
-    head_dim: int,
-    compensation: str = "slope",
-    correction_step: int | None = None,
-    scored: bool = True,
-) -> FlopAccount:
-    """FLOPs of ``api.attend`` with the same arguments; ``scored`` adds what ``build_mask`` took."""
+def account_flops(mask: BlockMask, *, num_heads: int, head_dim: int, num_tried: int) -> FlopAccount:
+    """FLOPs of ``sparse_attention.attend_sparsely`` where it took ``mask``, one of ``num_tried`` that it tried."""
     lengths = [segment.num_tokens for segment in mask.layout.segments]
     per_pair = 4 * head_dim
-    dense = num_heads * per_pair * sum(n * n for n in lengths)
     areas = _measure_pairs(mask.layout).to(mask.keep_HP.device, non_blocking=True)
     kept = (mask.keep_HP * areas).sum() * (num_heads // mask.keep_HP.shape[0])
-    compensated = compensation != "none" and mask.window is None
-    dropped = (num_heads * areas.sum() - kept) * int(compensated)
-    corrected = correction_step is not None and mask.window is None
     return FlopAccount(
-        dense=dense,
+        dense=num_heads * per_pair * sum(n * n for n in lengths),
         exact=kept * per_pair,
-        stand_ins=dropped * per_pair / CELL,
-        scoring=num_heads * 4 * head_dim * sum((-(-n // CELL)) ** 2 for n in lengths) if scored else 0,
-        slope=num_heads * 4 * head_dim**2 * sum(lengths) if compensated and compensation == "slope" else 0,
-        correction=num_heads * per_pair * sum(n * count_samples(n, correction_step) for n in lengths)
-        if corrected and correction_step is not None
-        else 0,
+        stand_ins=(num_heads * areas.sum() - kept) * per_pair / CELL,
+        beside=sum(count_trial_flops(n, num_heads=num_heads, head_dim=head_dim, num_tried=num_tried) for n in lengths),
     )
 
 
-def share_of_pairs(
-    flop_share: float, *, num_tokens: int, head_dim: int, compensation: str, correction_step: int | None
-) -> float:
-    """The share of pairs that may be kept so that a segment's attention takes ``flop_share`` of the dense FLOPs.
+def count_trial_flops(num_tokens: int, *, num_heads: int, head_dim: int, num_tried: int) -> int:
+    """FLOPs of a layer of one segment up to where it is known which mask does: all there is where none does.
 
-    0 where the budget does not even cover what is spent beside kept blocks.
+    Scores have keys of twice the width (mean and variance). Of each mask that is tried, the correction rows take their
+    values once more.
     """
-    fixed = 1 / CELL**2
-    if compensation == "slope":
-        fixed += head_dim / num_tokens
-    if correction_step is not None:
-        fixed += count_samples(num_tokens, correction_step) / num_tokens
-    per_dropped = 0.0 if compensation == "none" else 1 / CELL
-    return min(1.0, max(0.0, (flop_share - fixed - per_dropped) / (1 - per_dropped)))
+    num_cells = -(-num_tokens // CELL)
+    scoring = 4 * head_dim * num_cells**2
+    slope = 4 * head_dim**2 * num_tokens
+    sampled = count_samples(num_tokens, choose_step(num_tokens)) * (num_tokens + num_cells)
+    return num_heads * (scoring + slope + 2 * head_dim * sampled * (2 + num_tried))
 
 
 def _measure_pairs(layout: BlockLayout) -> torch.Tensor:

@@ -20,6 +20,8 @@ def describe_attention(values: Mapping[str, Any]) -> str:
     if not tokens["sparse"]:
         return shares
     parts = [f"quality {values['quality']}", f"{100 * values['pairs_kept']:.1f}% of their attention exact"]
+    if values.get("flops"):
+        parts.append(f"{100 * values['flops']:.1f}% of dense attention's FLOPs")
     measured = [layer for layer in values["error"] if layer["p99"]]
     if measured:
         worst = max(measured, key=lambda layer: float(layer["mean"]))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodestream.kernels.attention.cells import summarise_cells
-from lodestream.kernels.attention.cost import account_flops, share_of_pairs
-from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, mask_all, mask_window, plan_blocks
+from lodestream.kernels.attention.cost import account_flops
+from lodestream.kernels.attention.layout import CELL, KEY_BLOCK, mask_all, plan_blocks
 from lodestream.kernels.block_mask import (
     MaskRecipe,
     build_mask,
@@ -164,7 +164,7 @@ def test_lists_name_the_kept_blocks_first() -> None:
 def test_account_of_a_call() -> None:
     layout = plan_blocks([517, 63])
     mask = make_random_mask(layout, num_heads=2)
-    account = account_flops(mask, num_heads=2, head_dim=32, correction_step=16)
+    account = account_flops(mask, num_heads=2, head_dim=32, num_tried=2)
     kept = 0
     for segment in layout.segments:
         queries = mask.keep_of(segment).repeat_interleave(128, 1)[:, : segment.num_tokens]
@@ -172,28 +172,17 @@ def test_account_of_a_call() -> None:
     assert account.dense == 2 * 4 * 32 * (517**2 + 63**2)
     assert int(account.exact) == kept * 4 * 32
     assert int(account.stand_ins) == (2 * (517**2 + 63**2) - kept) * 4 * 32 // CELL
-    assert account.correction == 2 * 4 * 32 * (517 * 34 + 63 * 5)
-    assert account.slope == 2 * 4 * 32**2 * 580
-    assert (
-        float(account_flops(mask_all(layout), num_heads=2, head_dim=32, scored=False, compensation="none").share) == 1
-    )
-    window = account_flops(mask_window(layout, window=64), num_heads=2, head_dim=32, correction_step=16)
-    assert window.correction == window.slope == int(window.stand_ins) == 0
-
-
-@pytest.mark.parametrize("flop_share", [0.2, 0.35, 0.6])
-def test_share_of_pairs_spends_the_budget(flop_share: float) -> None:
-    num_tokens = 64 * 128
-    share = share_of_pairs(flop_share, num_tokens=num_tokens, head_dim=64, compensation="slope", correction_step=32)
-    layout = plan_blocks([num_tokens])
-    mask = make_random_mask(layout, num_heads=4, share=share)
-    account = account_flops(mask, num_heads=4, head_dim=64, correction_step=32)
-    assert float(account.share) == pytest.approx(flop_share, abs=0.01)
-    assert share_of_pairs(0.03, num_tokens=512, head_dim=64, compensation="slope", correction_step=32) == 0
+    scoring, slope = 4 * 32 * (33**2 + 4**2), 4 * 32**2 * 580
+    sampled = 34 * (517 + 33) + 5 * (63 + 4)
+    assert account.beside == 2 * (scoring + slope + sampled * 32 * (4 + 2 * 2))
+    assert account.total == int(account.exact + account.stand_ins) + account.beside
+    everything = account_flops(mask_all(layout), num_heads=2, head_dim=32, num_tried=1)
+    assert everything.total - everything.beside == everything.dense
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_share": 0.0}, {"max_share": 1.1}, {"max_share": 0.5, "reach": -1}, {"max_share": 1, "count_step": 0}]
+    "wrong",
+    [{"max_share": 0.0}, {"max_share": 1.1}, {"max_share": 0.5, "reach": -1}, {"max_share": 1, "count_step": 0}],
 )
 def test_recipes_that_say_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="max_share"):

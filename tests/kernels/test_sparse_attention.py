@@ -103,6 +103,16 @@ def test_bound_that_nothing_keeps_ends_dense() -> None:
     assert segment.tally.summarise() == [(0.0, 0.0)] * 2
 
 
+def test_flops_are_those_of_what_was_computed() -> None:
+    layers = [make_smooth_inputs([1500], [0.01])] * 3
+    dense = 4 * 1500**2 * 32 * 2
+    sparse = run_layers(make_plan(1500, shares=(0.3,), bound=1e9, last_dense=True), layers)[0]
+    assert sparse.dense_flops == 3 * dense
+    assert 1 + 2 * 0.3 < sparse.flops / dense < 1 + 2 * 0.6
+    refused = run_layers(make_plan(1500, shares=(0.3,), bound=0), layers)[0]
+    assert 3 * dense < refused.flops < 3.2 * dense, "what was tried in vain counts, once"
+
+
 def test_an_error_that_is_no_number_climbs() -> None:
     q, k, v = make_smooth_inputs([700], [0.5])
     v[600] = float("nan")
