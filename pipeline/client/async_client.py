@@ -168,6 +168,7 @@ class AsyncClient:
         source: str | None = None,
         headings: bool = False,
         snapshot: SnapshotNumber = "latest",
+        exact: bool = False,
     ) -> SearchAnswer:
         """The spans nearest to a text or a vector, best first.
 
@@ -179,6 +180,7 @@ class AsyncClient:
             source: of this source only.
             headings: include paragraphs that are nothing but a heading.
             snapshot: "latest" or a number.
+            exact: whether every row must be looked at, also where the server searches approximately.
         """
         call = calls.call_search(
             query,
@@ -188,6 +190,7 @@ class AsyncClient:
             source=source,
             headings=headings,
             snapshot=snapshot,
+            exact=exact,
         )
         return await self._send(call)
 

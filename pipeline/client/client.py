@@ -169,6 +169,7 @@ class Client:
         source: str | None = None,
         headings: bool = False,
         snapshot: SnapshotNumber = "latest",
+        exact: bool = False,
     ) -> SearchAnswer:
         """The spans nearest to a text or a vector, best first.
 
@@ -180,6 +181,7 @@ class Client:
             source: of this source only.
             headings: include paragraphs that are nothing but a heading.
             snapshot: "latest" or a number.
+            exact: whether every row must be looked at, also where the server searches approximately.
         """
         call = calls.call_search(
             query,
@@ -189,6 +191,7 @@ class Client:
             source=source,
             headings=headings,
             snapshot=snapshot,
+            exact=exact,
         )
         return self._send(call)
 

@@ -106,6 +106,7 @@ class Board:
             "requests": asdict(self._metrics.measure_latency()),
             "rows_found": dict(service.rows.count()),
             "searches": dict(service.searcher.count()),
+            "approximate_search": dict(service.searcher.describe_recall()),
             "cache": {} if service.cache is None else service.cache.count(),
             "encoder": None if encoding is None else dict(encoding.count()),
         }

@@ -6,11 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lodestream.pipeline.search import Hit, describe_hits, search_snapshot
+from lodestream.pipeline.search import describe_hits, search_snapshot
+from lodestream.pipeline.serve.approximation import Approximation
+from lodestream.pipeline.serve.parts import Nearest
 from lodestream.pipeline.sizes import format_size
 from lodestream.schema import Granularity
 from lodestream.storage.catalog import Catalog
@@ -21,20 +24,34 @@ _LOG = logging.getLogger(__name__)
 
 
 class IndexSearcher:
-    """A searcher with an index. A snapshot without one, older or too large, is scanned: the same hits, more slowly."""
+    """A searcher with an index. A snapshot without one, older or too large, is scanned: the same hits, more slowly.
 
-    def __init__(self, find_catalog: Callable[[Snapshot], Catalog], *, max_bytes: int) -> None:
+    An index of many rows is searched in cells, once their recall is measured and good enough: most of the same hits.
+    """
+
+    def __init__(
+        self,
+        find_catalog: Callable[[Snapshot], Catalog],
+        *,
+        max_bytes: int,
+        approximate_above: int = 0,
+        min_recall: float = 1.0,
+    ) -> None:
         """Make it without an index.
 
         Args:
             find_catalog: gives the documents of a snapshot that is about to be served.
             max_bytes: memory of the rows of one index at most.
+            approximate_above, min_recall: see approximation.Approximation.
         """
         self._find_catalog = find_catalog
         self._max_bytes = max_bytes
         self._served: dict[int, tuple[Snapshot, VectorIndex]] = {}
         self._lock = threading.Lock()
-        self._searches = {"index": 0, "scan": 0}
+        self._searches = {"index": 0, "approximate": 0, "scan": 0}
+        self._approximation = Approximation(
+            self._find_newest, self._swap, above=approximate_above, min_recall=min_recall
+        )
 
     def prepare(self, snapshot: Snapshot, *, before: Snapshot | None) -> None:
         """Makes the index of ``snapshot``: from that of ``before`` where there is one, else by reading all rows."""
@@ -48,10 +65,15 @@ class IndexSearcher:
             )
             return
         catalog = self._find_catalog(snapshot)
-        known = self._find(before) if before is not None and before.dim == snapshot.dim else None
-        index = known.advance(snapshot, catalog) if known is not None else VectorIndex.load(snapshot, catalog)
-        with self._lock:
-            self._served[snapshot.sequence] = (snapshot, index)
+        while True:
+            known = self._find(before) if before is not None and before.dim == snapshot.dim else None
+            index = known.advance(snapshot, catalog) if known is not None else VectorIndex.load(snapshot, catalog)
+            with self._lock:
+                # What went into cells meanwhile must not be lost: then the update, which is short, is made again.
+                if known is None or before is None or self._find(before) is known:
+                    self._served[snapshot.sequence] = (snapshot, index)
+                    break
+        self._approximation.wake()
 
     def release(self, snapshot: Snapshot) -> None:
         """Its index goes; what a later one shares with it stays."""
@@ -70,25 +92,61 @@ class IndexSearcher:
         min_density: float | None,
         headings: bool,
         doc_prefix: str | None,
-    ) -> list[Hit]:
+        exact: bool,
+    ) -> Nearest:
         """See parts.Searcher."""
         filters = Filters(granularity=granularity, min_density=min_density, headings=headings, doc_prefix=doc_prefix)
         index = self._find(snapshot)
-        with self._lock:
-            self._searches["scan" if index is None else "index"] += 1
         if index is None:
-            return search_snapshot(snapshot, query_D, limit=limit, **asdict(filters))
-        found = [asdict(span) for span in index.search(query_D, limit=limit, filters=filters)]
-        return describe_hits(snapshot, [(span.pop("score"), span) for span in found])
+            self._count("scan")
+            return Nearest(hits=search_snapshot(snapshot, query_D, limit=limit, **asdict(filters)), is_exact=True)
+        num_cells = None if exact else self._approximation.choose(index, granularity)
+        self._approximation.note_query(granularity, query_D)
+        if num_cells is None:
+            spans, is_exact = index.search(query_D, limit=limit, filters=filters), True
+        else:
+            spans, is_exact = index.search_cells(query_D, limit=limit, filters=filters, num_cells=num_cells)
+        self._count("index" if is_exact else "approximate")
+        found = [asdict(span) for span in spans]
+        hits = describe_hits(snapshot, [(span.pop("score"), span) for span in found])
+        return Nearest(hits=hits, is_exact=is_exact)
+
+    def describe_recall(self) -> Mapping[str, Mapping[str, Any]]:
+        """See parts.Searcher."""
+        return self._approximation.describe()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the cells of the newest index are ready, or found not to be wanted, within a time."""
+        return self._approximation.wait(timeout_s)
+
+    def close(self) -> None:
+        """See parts.Searcher."""
+        self._approximation.close()
 
     def count(self) -> Mapping[str, int]:
-        """Searches so far by index and by scan; rows and bytes of the newest index."""
+        """Searches so far by index, by its cells, and by scan; rows and bytes of the newest index."""
         with self._lock:
             newest = max(self._served.items(), default=None, key=lambda item: item[0])
             held = {"rows": 0, "bytes": 0}
             if newest is not None:
                 held = {"rows": newest[1][1].num_rows, "bytes": newest[1][1].nbytes}
             return {**self._searches, **held}
+
+    def _count(self, how: str) -> None:
+        with self._lock:
+            self._searches[how] += 1
+
+    def _find_newest(self) -> VectorIndex | None:
+        served = dict(self._served)  # at once: another thread may add one
+        return served[max(served)][1] if served else None
+
+    def _swap(self, before: VectorIndex, after: VectorIndex) -> bool:
+        with self._lock:
+            newest = max(self._served, default=None)
+            if newest is None or self._served[newest][1] is not before:
+                return False
+            self._served[newest] = (self._served[newest][0], after)
+            return True
 
     def _find(self, snapshot: Snapshot) -> VectorIndex | None:
         served = self._served.get(snapshot.sequence)

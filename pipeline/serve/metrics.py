@@ -108,13 +108,14 @@ class _ServiceCollector(Collector):
         for tier, number in service.rows.count().items():
             found.add_metric([tier], number)
         yield found
-        searches = CounterMetricFamily("lodestream_searches", "Searches, by index or by scan.", labels=["how"])
+        searches = CounterMetricFamily("lodestream_searches", "Searches, by index, its cells, or scan.", labels=["how"])
         counts = service.searcher.count()
-        for how in ("index", "scan"):
+        for how in ("index", "approximate", "scan"):
             searches.add_metric([how], counts[how])
         yield searches
         yield GaugeMetricFamily("lodestream_index_rows", "Rows of the index in memory.", counts["rows"])
         yield GaugeMetricFamily("lodestream_index_bytes", "Bytes of the index in memory.", counts["bytes"])
+        yield from _collect_recall(service.searcher.describe_recall())
         yield from _collect_cache({} if service.cache is None else service.cache.count())
         encoding = service.encoding
         if encoding is None:
@@ -139,6 +140,19 @@ def _collect_batches(counts: Mapping[str, int]) -> Iterator[Metric]:
         yield CounterMetricFamily(f"lodestream_encode_{name}", help_text, counts[name])
     for name, help_text in (("wait", "Time that segments waited."), ("run", "Time that batches took.")):
         yield CounterMetricFamily(f"lodestream_encode_{name}_seconds", help_text, counts[f"{name}_ms"] / 1000)
+
+
+def _collect_recall(granularities: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    """Of approximate search; granularities that are always searched exactly have none."""
+    recall = GaugeMetricFamily("lodestream_search_recall", "Measured share of the ten nearest.", labels=["granularity"])
+    is_used = GaugeMetricFamily(
+        "lodestream_search_approximate", "1 while searches are approximate.", labels=["granularity"]
+    )
+    for granularity, values in granularities.items():
+        if "recall" in values:
+            recall.add_metric([granularity], values["recall"])
+        is_used.add_metric([granularity], int(values["approximate"]))
+    yield from (recall, is_used)
 
 
 def _collect_cache(counts: Mapping[str, Any]) -> Iterator[Metric]:

@@ -177,6 +177,7 @@ class SearchRequest(Request):
     source: str | None = Field(default=None, min_length=1, max_length=MAX_ID_CHARS)
     headings: bool = False
     snapshot: SnapshotChoice = "latest"
+    exact: bool = Field(default=False, description="Look at every row, also where that takes long.")
 
     @model_validator(mode="after")
     def _check_query(self) -> SearchRequest:
@@ -201,10 +202,11 @@ class SearchHit(Answer):
 
 
 class SearchAnswer(Answer):
-    """Hits of one snapshot, best first."""
+    """Hits of one snapshot, best first. ``exact``: no nearer span can be missing; else /v1/status has the recall."""
 
     snapshot: int
     feature_version: str
+    exact: bool = True
     hits: list[SearchHit]
 
 

@@ -19,7 +19,7 @@ from lodestream.pipeline.serve.service import Service
 
 def open_service(loaded: LoadedConfig) -> Service:
     """The service over the configured store, not started yet."""
-    limits = read_limits(loaded)
+    limits, serve = read_limits(loaded), loaded.config.serve
     num_threads = loaded.config.encoder.num_threads or os.cpu_count() or 1
 
     cache = CacheKeeper(loaded.config.cache.options(loaded.resolve))
@@ -32,11 +32,16 @@ def open_service(loaded: LoadedConfig) -> Service:
     return Service(
         loaded.store_location,
         rows=rows,
-        searcher=IndexSearcher(rows.find_catalog, max_bytes=loaded.config.serve.index_bytes),
+        searcher=IndexSearcher(
+            rows.find_catalog,
+            max_bytes=serve.index_bytes,
+            approximate_above=serve.approximate_above,
+            min_recall=serve.min_recall,
+        ),
         make_encoding=make_encoding,
         limits=limits,
         cache=cache,
-        poll_interval_s=loaded.config.serve.poll_interval,
+        poll_interval_s=serve.poll_interval,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +67,14 @@ class EncodedTexts:
     num_encoded_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """Hits of a search, best first; ``is_exact``: whether no nearer span can have been missed."""
+
+    hits: list[Hit]
+    is_exact: bool
+
+
 class RowSource(Protocol):
     """Feature rows by document. Never encodes."""
 
@@ -110,16 +118,25 @@ class Searcher(Protocol):
         min_density: float | None,
         headings: bool,
         doc_prefix: str | None,
-    ) -> list[Hit]:
+        exact: bool,
+    ) -> Nearest:
         """The ``limit`` nearest spans, best first. Runs on a worker thread.
 
         Args:
             query_D: float32 unit vector.
             limit, granularity, min_density, headings, doc_prefix: as of pipeline.search.search_snapshot.
+            exact: whether the search must not be approximate.
         """
 
     def count(self) -> Mapping[str, int]:
-        """Searches so far by how they were done ("index", "scan"), and "rows" and "bytes" of the index in memory."""
+        """Searches so far by how they were done (index, approximate, scan), and "rows" and "bytes" of the index."""
+
+    def describe_recall(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of each granularity that may be searched approximately: "rows", "cells", whether searches are "approximate"
+        now, the "reason" if not, and, once measured, "recall" and what it was measured with."""
+
+    def close(self) -> None:
+        """Ends its threads."""
 
 
 class Encoding(Protocol):

@@ -198,8 +198,9 @@ def _add_search_routes(router: APIRouter, service: Service) -> None:
     async def search(body: SearchRequest, request: Request) -> Response:
         """The spans nearest to a text or a vector by cosine, best first."""
         notes = take_notes(request)
-        view, hits = await _unless_gone(request, service.search(body, notes))
-        return _answer_json(to_json(_name(view) | {"hits": [hit.as_dict() for hit in hits]}))
+        view, nearest = await _unless_gone(request, service.search(body, notes))
+        values = {"exact": nearest.is_exact, "hits": [hit.as_dict() for hit in nearest.hits]}
+        return _answer_json(to_json(_name(view) | values))
 
     @router.post("/density", response_model=DensityAnswer)
     async def score_density(body: DensityRequest, request: Request) -> Response:

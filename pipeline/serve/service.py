@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from lodestream.actors.options import FeaturizerOptions
 from lodestream.errors import DeadlineExceeded, RequestInvalid, StoreError
-from lodestream.pipeline.search import Hit
 from lodestream.pipeline.serve.cache_keeper import CacheKeeper
 from lodestream.pipeline.serve.follower import Follower, SnapshotNumber, View
 from lodestream.pipeline.serve.limits import Limits
@@ -27,7 +26,7 @@ from lodestream.pipeline.serve.models import (
     SearchRequest,
 )
 from lodestream.pipeline.serve.notes import Notes
-from lodestream.pipeline.serve.parts import EncodedTexts, Encoding, RowSource, Searcher, StoredDocument
+from lodestream.pipeline.serve.parts import EncodedTexts, Encoding, Nearest, RowSource, Searcher, StoredDocument
 from lodestream.pipeline.serve.regions import ScoredText, read_prepared, read_stored
 from lodestream.pipeline.serve.texts import embed_texts, prepare_texts
 from lodestream.pipeline.session import options_of_recipe
@@ -92,6 +91,7 @@ class Service:
         self.is_stopping = True
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.follower.stop()
+        self.searcher.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -179,7 +179,7 @@ class Service:
             )
             return view, vectors, encoded
 
-    async def search(self, request: SearchRequest, notes: Notes) -> tuple[View, list[Hit]]:
+    async def search(self, request: SearchRequest, notes: Notes) -> tuple[View, Nearest]:
         """The spans nearest to a text or a vector."""
         if request.query is None:
             return await self._read(request.snapshot, notes, lambda view: self._search(view, request), span="search")
@@ -235,7 +235,7 @@ class Service:
         request: SearchRequest,
         encoding: Encoding | None = None,
         query_D: NDArray[np.float32] | None = None,
-    ) -> list[Hit]:
+    ) -> Nearest:
         if query_D is None:
             query_D = _take_vector(request.vector or (), view.snapshot.dim)
         elif view.encoding is not encoding:
@@ -251,6 +251,7 @@ class Service:
             min_density=request.min_density,
             headings=request.headings,
             doc_prefix=_find_prefix(view, request.source) if request.source is not None else None,
+            exact=request.exact,
         )
 
     def _score(self, view: View, request: DensityRequest) -> list[ScoredText]:

@@ -8,13 +8,15 @@ row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lodestream.storage.codec import Int8Array
+from lodestream.storage.search.cells import RowsByCell
 from lodestream.storage.search.faiss_codes import FaissCodes, has_faiss
 from lodestream.storage.search.scores import Query, cut, find_best, score_rows
 
@@ -37,6 +39,7 @@ class Rows:
     ``ordinals, starts, ends``  int32
     ``densities``  float16
     ``kinds``      uint8, places in KINDS
+    ``cells``      uint16, which of the index's cells of the granularity; 0 while it has none
     """
 
     docs: NDArray[np.int32]
@@ -45,6 +48,7 @@ class Rows:
     ends: NDArray[np.int32]
     densities: NDArray[np.float16]
     kinds: NDArray[np.uint8]
+    cells: NDArray[np.uint16]
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
         """Some of the rows."""
@@ -77,6 +81,7 @@ class Block:
         is_large = length_class is not None and len(codes) >= MIN_FAISS_ROWS and has_faiss()
         self._faiss = FaissCodes(codes) if is_large else None
         self._codes = None if is_large else codes
+        self._by_cell: RowsByCell | None = None
         # float16 lengths would do; these are read once a search.
         self._shortest, self._longest = bound_lengths(length_class) if length_class is not None else (0.0, np.inf)
 
@@ -88,6 +93,19 @@ class Block:
         """Bytes of memory."""
         dim = int(self.take_codes(slice(0, 1)).shape[1])
         return len(self) * dim + self.rows.nbytes
+
+    def with_cells(self, cells: NDArray[np.uint16]) -> Block:
+        """The same codes, shared, in other cells."""
+        twin = copy(self)
+        twin.rows = replace(self.rows, cells=cells)
+        twin._by_cell = None
+        return twin
+
+    def pick(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of some cells."""
+        if self._by_cell is None:
+            self._by_cell = RowsByCell(self.rows.cells)
+        return self._by_cell.take(cells)
 
     def take_codes(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Int8Array:
         """Codes of some rows."""

@@ -1,4 +1,4 @@
-"""Candidates by the dot of codes, from faiss. The only module that knows faiss.
+"""Candidates by the dot of codes, and centroids, from faiss. The only module that knows faiss.
 
 Its quantiser of signed bytes keeps the codes as they are and takes them times a query of bytes in integers, exactly: a
 query that is not one of bytes is cut down without a word, so it is given its codes and nothing else.
@@ -7,12 +7,14 @@ query that is not one of bytes is cut down without a word, so it is given its co
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lodestream.storage.codec import Int8Array
+
+ITERATIONS: Final = 10
 
 
 def has_faiss() -> bool:
@@ -58,3 +60,34 @@ class FaissCodes:
         dots, rows = self._index.search(query_codes[None, :], limit, params=params)
         found = rows[0] >= 0
         return rows[0][found], dots[0][found].astype(np.float64)
+
+
+def train_centroids(sample: NDArray[np.float32], num_cells: int, *, seed: int) -> NDArray[np.float32]:
+    """The middles of ``num_cells`` groups of the unit vectors ``sample`` [N, D], by spherical k-means on one thread.
+
+    Cost: ITERATIONS x N x num_cells x D multiplications; N is not cut down here.
+    """
+    import faiss
+
+    library: Any = faiss  # as above
+    library.omp_set_num_threads(1)  # of the calling thread alone: requests want the other cores
+    means = library.Kmeans(
+        sample.shape[1],
+        num_cells,
+        niter=ITERATIONS,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(sample),
+    )
+    means.train(sample)
+    return np.asarray(means.centroids, np.float32)
+
+
+def find_centroids(vectors: NDArray[np.float32], centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The ``count`` centroids with the largest dot, best first, int64 [N, count]."""
+    import faiss
+
+    library: Any = faiss  # as above
+    _, found = library.knn(vectors, centroids, count, metric=library.METRIC_INNER_PRODUCT)
+    return np.asarray(found, np.int64)

@@ -9,28 +9,30 @@ together anew now and then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lodestream.schema import GRANULARITIES, PARAGRAPH_KINDS
+from lodestream.schema import GRANULARITIES
 from lodestream.storage.catalog import Catalog
 from lodestream.storage.codec import Int8Array
 from lodestream.storage.reader import Snapshot
-from lodestream.storage.search.blocks import BLOCK_ROWS, Block, Rows, classify_lengths, seal
+from lodestream.storage.search.best import Best, find_among
+from lodestream.storage.search.blocks import Block
+from lodestream.storage.search.building import KINDS, MAX_LOOSE_ROWS, Builder, tidy
+from lodestream.storage.search.cells import POINTS_A_CELL, Centroids, count_cells, train
 from lodestream.storage.search.scores import Query
 
-KINDS: Final = ("", *PARAGRAPH_KINDS, "?")
-ROW_BYTES: Final = 19
+ROW_BYTES: Final = 23
 """Memory of a row besides its codes."""
-MAX_LOOSE_ROWS: Final = 1 << 12
-MAX_DEAD_SHARE: Final = 0.25
 
+_ROWS_A_HIT: Final = 128  # looked at for each span wanted, where only some cells are looked into
+_MOST_TIMES: Final = 4  # as many cells as were asked for
 _HEADING: Final = KINDS.index("heading")
 _READ_AGAIN_SHARE: Final = 0.3
 _MAX_NUMBERS: Final = 2  # for each document, before the numbers of the dead are given up
@@ -99,6 +101,8 @@ class VectorIndex:
         numbers: NDArray[np.int32],
         is_live: NDArray[np.bool_],
         blocks: Mapping[str, Sequence[Block]],
+        *,
+        centroids: Mapping[str, Centroids] | None = None,
     ) -> None:
         self._catalog = catalog
         self._names = names
@@ -106,13 +110,14 @@ class VectorIndex:
         self._is_live = is_live
         self._blocks: dict[str, tuple[Block, ...]] = {name: tuple(blocks.get(name, ())) for name in GRANULARITIES}
         self._masks: dict[tuple[int, bool], NDArray[np.bool_] | None] = {}
+        self.centroids: Mapping[str, Centroids] = centroids or {}
 
     @classmethod
     def load(cls, snapshot: Snapshot, catalog: Catalog) -> VectorIndex:
         """Read all rows of a snapshot, whose documents ``catalog`` holds."""
         names = _Names().extended(catalog.doc_ids)
         numbers = np.arange(len(catalog), dtype=np.int32)
-        builder = _Builder()
+        builder = Builder({})
         for batch in snapshot.scan_features(_COLUMNS):
             builder.add(batch, catalog.doc_ids, numbers)
         return cls(catalog, names, numbers, np.ones(len(catalog), np.bool_), builder.finish())
@@ -131,18 +136,30 @@ class VectorIndex:
         numbers[is_new] = np.arange(len(self._names), len(self._names) + len(added), dtype=np.int32)
         is_live = np.zeros(len(self._names) + len(added), np.bool_)
         is_live[numbers] = True
-        builder = _Builder()
+        builder = Builder(self.centroids)
         if len(added):
             for batch in snapshot.scan_features(_COLUMNS, doc_ids=added.to_pylist()):
                 builder.add(batch, added, numbers[is_new])
         lots = builder.finish_loose()
-        blocks = {name: _tidy([*held, *lots.get(name, ())], is_live) for name, held in self._blocks.items()}
-        return VectorIndex(catalog, self._names.extended(added), numbers, is_live, blocks)
+        blocks = {name: tidy([*held, *lots.get(name, ())], is_live) for name, held in self._blocks.items()}
+        return VectorIndex(catalog, self._names.extended(added), numbers, is_live, blocks, centroids=self.centroids)
 
     @property
     def num_rows(self) -> int:
         """Rows held, the dead ones included."""
-        return sum(len(block) for blocks in self._blocks.values() for block in blocks)
+        return sum(self.count_rows(granularity) for granularity in self._blocks)
+
+    def count_rows(self, granularity: str, *, since: int = 0) -> int:
+        """Rows held of a granularity, the dead ones included; of documents with the number ``since`` and later ones."""
+        blocks = self._blocks[granularity]
+        if not since:
+            return sum(len(block) for block in blocks)
+        return sum(int(np.count_nonzero(block.rows.docs >= since)) for block in blocks)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next document that comes."""
+        return len(self._names)
 
     @property
     def nbytes(self) -> int:
@@ -153,13 +170,93 @@ class VectorIndex:
         """The ``limit`` spans with the highest cosine, best first; of equal ones by document and place."""
         query = Query.of(query_D)
         by_document = self._names.begin_with(filters.doc_prefix) if filters.doc_prefix is not None else None
-        best = _Best(limit)
+        best = Best(limit)
         for block in self._blocks[filters.granularity]:
             wanted = self._mask(block, filters, by_document)
             if wanted is None or wanted.any():
                 rows, scores = block.find(query, limit, wanted, floor=best.floor)
                 best.add(block, rows, scores)
         return self._describe(best, filters.granularity)
+
+    def search_cells(
+        self, query_D: NDArray[np.float32], *, limit: int, filters: Filters, num_cells: int
+    ) -> tuple[list[Found], bool]:
+        """As ``search``, among the rows of the ``num_cells`` cells nearest to the query, and whether these were all.
+
+        More cells are looked into where filters leave few of their rows, or many spans are wanted. Scores are those of
+        ``search``: only which spans are found differs.
+        """
+        centroids = self.centroids.get(filters.granularity)
+        if centroids is None:
+            return self.search(query_D, limit=limit, filters=filters), True
+        query = Query.of(query_D)
+        by_document = self._names.begin_with(filters.doc_prefix) if filters.doc_prefix is not None else None
+        cells, least, most = centroids.rank(query.vector), 0, _MOST_TIMES * num_cells
+        while num_cells <= most:
+            picked = [(block, block.pick(cells[:num_cells])) for block in self._blocks[filters.granularity]]
+            least = least or max(_ROWS_A_HIT * limit, sum(len(rows) for _, rows in picked) // 2)
+            kept = [(block, self._keep(block, rows, filters, by_document)) for block, rows in picked]
+            if num_cells >= len(cells) or sum(len(rows) for _, rows in kept) >= least:
+                best = find_among(kept, query, limit)
+                return self._describe(best, filters.granularity), num_cells >= len(cells)
+            num_cells *= 2
+        # Where filters leave so little, to look at all that they leave takes less time than to look for it in cells.
+        return self.search(query_D, limit=limit, filters=filters), True
+
+    def divide(
+        self, granularity: str, centroids: Centroids, known: dict[int, tuple[Block, Block]] | None = None
+    ) -> VectorIndex:
+        """The same rows, those of a granularity in the cells of ``centroids``. This one stays as it is.
+
+        Args:
+            known: blocks by the ids of those from which they were made by an earlier call, with these; grows.
+        """
+        known = {} if known is None else known
+        for block in self._blocks[granularity]:
+            if id(block) not in known:
+                known[id(block)] = (block, block.with_cells(centroids.assign(block.take_codes(slice(None)))))
+        divided = [known[id(block)][1] for block in self._blocks[granularity]]
+        return VectorIndex(
+            self._catalog,
+            self._names,
+            self._numbers,
+            self._is_live,
+            dict(self._blocks) | {granularity: divided},
+            centroids=dict(self.centroids) | {granularity: centroids},
+        )
+
+    def train(self, granularity: str) -> Centroids:
+        """Centroids for the rows of a granularity, at least one of them: the same ones for the same index."""
+        num_cells = count_cells(self.count_rows(granularity))
+        codes, _ = self.sample(granularity, num_cells * POINTS_A_CELL, seed=0)
+        return train(codes, num_cells=min(num_cells, len(codes)), since=self.next_number)
+
+    def sample(self, granularity: str, count: int, *, seed: int) -> tuple[Int8Array, list[tuple[str, int]]]:
+        """Codes int8 [N, D] of ``count`` rows at most of a granularity, and the document and place of each."""
+        blocks = [(block, self._living(block, headings=False)) for block in self._blocks[granularity]]
+        living = [np.arange(len(block)) if mask is None else np.flatnonzero(mask) for block, mask in blocks]
+        starts = np.cumsum([0, *(len(rows) for rows in living)])
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.choice(starts[-1], min(count, int(starts[-1])), replace=False))
+        parts: list[Int8Array] = []
+        names: list[tuple[int, int]] = []
+        for (block, _), rows, start in zip(blocks, living, starts, strict=False):
+            part = rows[chosen[(chosen >= start) & (chosen < start + len(rows))] - start]
+            parts.append(block.take_codes(part))
+            names += zip(block.rows.docs[part].tolist(), block.rows.ordinals[part].tolist(), strict=True)
+        return np.concatenate(parts), [(self._names[doc], ordinal) for doc, ordinal in names]
+
+    def _keep(
+        self, block: Block, rows: NDArray[np.int64], filters: Filters, by_document: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        """Those of some rows that a search is about."""
+        living = self._living(block, headings=filters.headings)
+        kept = rows if living is None else rows[living[rows]]
+        if by_document is not None:
+            kept = kept[by_document[block.rows.docs[kept]]]
+        if filters.min_density is not None:
+            kept = kept[block.rows.densities[kept].astype(np.float32) >= np.float32(filters.min_density)]
+        return kept
 
     def _mask(self, block: Block, filters: Filters, by_document: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
         wanted = self._living(block, headings=filters.headings)
@@ -181,7 +278,7 @@ class VectorIndex:
             self._masks[name] = None if mask.all() else mask
         return self._masks[name]
 
-    def _describe(self, best: _Best, granularity: str) -> list[Found]:
+    def _describe(self, best: Best, granularity: str) -> list[Found]:
         found = []
         for score, block, row in best.items():
             rows = block.rows
@@ -199,119 +296,3 @@ class VectorIndex:
             )
         found.sort(key=lambda span: (-span.score, span.doc_id, span.ordinal))
         return found[: best.limit]
-
-
-class _Best:
-    """The best rows so far, with all that tie with the last."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.floor = -np.inf
-        self._items: list[tuple[float, Block, int]] = []
-
-    def add(self, block: Block, rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        self._items += [(score, block, row) for score, row in zip(scores.tolist(), rows.tolist(), strict=True)]
-        if len(self._items) >= self.limit:
-            self.floor = sorted((score for score, _, _ in self._items), reverse=True)[self.limit - 1]
-            self._items = [item for item in self._items if item[0] >= self.floor]
-
-    def items(self) -> list[tuple[float, Block, int]]:
-        return self._items
-
-
-class _Builder:
-    """Rows on their way into blocks: of each granularity so many at most wait."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, list[tuple[Int8Array, Rows]]] = {}
-        self._sizes: dict[str, int] = {}
-        self._blocks: dict[str, list[Block]] = {}
-
-    def add(self, batch: pa.RecordBatch, doc_ids: pa.StringArray, numbers: NDArray[np.int32]) -> None:
-        """Take rows of the documents ``doc_ids``, which have these numbers; rows of others have no document."""
-        places = pc.index_in(batch.column("doc_id"), value_set=doc_ids)
-        if places.null_count:
-            batch, places = batch.filter(places.is_valid()), pc.drop_null(places)
-        codes, rows = _split(batch, numbers[places.to_numpy()])
-        granularities = batch.column("granularity")
-        for name in pc.unique(granularities).to_pylist():
-            chosen = np.flatnonzero(pc.equal(granularities, name).to_numpy(zero_copy_only=False))
-            self._waiting.setdefault(name, []).append((codes[chosen], rows.take(chosen)))
-            self._sizes[name] = self._sizes.get(name, 0) + len(chosen)
-            if self._sizes[name] >= 8 * BLOCK_ROWS:
-                self._seal(name, keep_small=False)
-
-    def finish(self) -> dict[str, list[Block]]:
-        """All rows in blocks."""
-        for name in list(self._waiting):
-            self._seal(name, keep_small=True)
-        return self._blocks
-
-    def finish_loose(self) -> dict[str, list[Block]]:
-        """All rows; those that wait as one loose block of each granularity."""
-        for name, parts in self._waiting.items():
-            if self._sizes[name]:
-                self._blocks.setdefault(name, []).append(Block(*_join(parts)))
-        return self._blocks
-
-    def _seal(self, name: str, *, keep_small: bool) -> None:
-        """Put what waits into blocks; small ones wait on, so that each class has one of them at most."""
-        blocks = seal(*_join(self._waiting[name]))
-        full = [block for block in blocks if keep_small or len(block) == BLOCK_ROWS]
-        rest = [block for block in blocks if not keep_small and len(block) < BLOCK_ROWS]
-        self._blocks.setdefault(name, []).extend(full)
-        self._waiting[name] = [(block.take_codes(slice(None)), block.rows) for block in rest]
-        self._sizes[name] = sum(len(block) for block in rest)
-
-
-def _tidy(blocks: Sequence[Block], is_live: NDArray[np.bool_]) -> list[Block]:
-    """The blocks with the dead rows of the worst taken out, and the loose rows put by length once they are many."""
-    num_loose = sum(len(block) for block in blocks if block.length_class is None)
-    pool: list[Block] = []
-    kept: list[Block] = []
-    for block in blocks:
-        dead = len(block) - int(np.count_nonzero(is_live[block.rows.docs]))
-        is_loose = block.length_class is None and num_loose > MAX_LOOSE_ROWS
-        (pool if is_loose or dead > MAX_DEAD_SHARE * len(block) else kept).append(block)
-    if not pool:
-        return kept
-    if num_loose <= MAX_LOOSE_ROWS and all(block.length_class is None for block in pool):
-        return [*kept, *_rejoin(pool, is_live)]
-    classes = {name for fresh in _rejoin(pool, is_live) for name in classify_lengths(_parts(fresh)[0]).tolist()}
-    half_full = [b for b in kept if b.length_class in classes and len(b) < BLOCK_ROWS // 2]
-    rest = [block for block in kept if block not in half_full]
-    return [*rest, *(block for fresh in _rejoin([*pool, *half_full], is_live) for block in seal(*_parts(fresh)))]
-
-
-def _rejoin(blocks: Sequence[Block], is_live: NDArray[np.bool_]) -> Iterator[Block]:
-    """The living rows of blocks as one loose block, if there are any."""
-    parts = []
-    for block in blocks:
-        alive = np.flatnonzero(is_live[block.rows.docs])
-        if len(alive):
-            parts.append((block.take_codes(alive), block.rows.take(alive)))
-    if parts:
-        yield Block(*_join(parts))
-
-
-def _parts(block: Block) -> tuple[Int8Array, Rows]:
-    return block.take_codes(slice(None)), block.rows
-
-
-def _join(parts: Sequence[tuple[Int8Array, Rows]]) -> tuple[Int8Array, Rows]:
-    return np.concatenate([codes for codes, _ in parts]), Rows.join([rows for _, rows in parts])
-
-
-def _split(batch: pa.RecordBatch, docs: NDArray[Any]) -> tuple[Int8Array, Rows]:
-    """Codes int8 [N, D] and the rest of rows."""
-    column = batch.column("codes")
-    codes = column.flatten().to_numpy().reshape(batch.num_rows, column.type.list_size)
-    kinds = pc.fill_null(pc.index_in(batch.column("kind"), value_set=pa.array(KINDS)), len(KINDS) - 1)
-    return codes, Rows(
-        docs=docs.astype(np.int32),
-        ordinals=batch.column("ordinal").to_numpy(),
-        starts=batch.column("char_start").to_numpy(),
-        ends=batch.column("char_end").to_numpy(),
-        densities=batch.column("density").to_numpy(zero_copy_only=False),
-        kinds=kinds.to_numpy().astype(np.uint8),
-    )

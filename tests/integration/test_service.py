@@ -81,12 +81,13 @@ def test_a_known_text_is_not_encoded(service: Service) -> None:
 
 
 def test_search_finds_by_text_and_by_vector(service: Service) -> None:
-    view, hits = asyncio.run(service.search(SearchRequest(query="spinning wool of sheep", source="docs"), notes()))
-    assert hits[0].doc_id == "wool.md"
+    view, nearest = asyncio.run(service.search(SearchRequest(query="spinning wool of sheep", source="docs"), notes()))
+    assert nearest.hits[0].doc_id == "wool.md"
+    assert nearest.is_exact
     assert view.record.sequence == 1
     vector = service.encoding.featurizer.embed("spinning wool of sheep")  # type: ignore[union-attr]
     _, same = asyncio.run(service.search(SearchRequest(vector=(vector * 3).tolist()), notes()))
-    assert same == hits
+    assert same == nearest
 
 
 @pytest.mark.parametrize(

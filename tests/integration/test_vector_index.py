@@ -15,6 +15,7 @@ from lodestream.pipeline.search import search_snapshot
 from lodestream.pipeline.serve.index_searcher import IndexSearcher
 from lodestream.storage.catalog import Catalog
 from lodestream.storage.reader import Snapshot
+from lodestream.storage.search import building
 from lodestream.storage.search import index as index_module
 from lodestream.storage.search.index import Filters, VectorIndex
 from lodestream.storage.store import FeatureStore
@@ -93,6 +94,7 @@ def test_after_any_history_the_index_finds_what_a_scan_finds(
     kept = [(snapshot, index)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "MAX_LOOSE_ROWS", loose)
+        patch.setattr(building, "MAX_LOOSE_ROWS", loose)
         patch.setattr(index_module, "_READ_AGAIN_SHARE", again)
         for changes in steps:
             snapshot = history.publish({IDS[0]: 1, **changes})
@@ -142,11 +144,12 @@ def test_the_searcher_follows_publishes_and_lets_go(tmp_path: Path) -> None:
     searcher.prepare(second, before=first)
     query = np.eye(DIM, dtype=np.float32)[0]
     wanted: Any = {"limit": 5, "granularity": "sentence", "min_density": None, "headings": True, "doc_prefix": None}
-    assert searcher.search(first, query, **wanted) == search_snapshot(first, query, **wanted)
-    assert searcher.search(second, query, **wanted) == search_snapshot(second, query, **wanted)
+    asked = wanted | {"exact": False}
+    assert searcher.search(first, query, **asked).hits == search_snapshot(first, query, **wanted)
+    assert searcher.search(second, query, **asked).hits == search_snapshot(second, query, **wanted)
     searcher.release(first)
-    assert searcher.search(first, query, **wanted) == search_snapshot(first, query, **wanted)
-    assert searcher.count() == {"index": 2, "scan": 1} | {
+    assert searcher.search(first, query, **asked).hits == search_snapshot(first, query, **wanted)
+    assert searcher.count() == {"index": 2, "approximate": 0, "scan": 1} | {
         name: number for name, number in searcher.count().items() if name in ("rows", "bytes") and number > 0
     }
 
@@ -158,6 +161,131 @@ def test_an_index_that_would_take_too_much_is_not_made(tmp_path: Path, caplog: p
     searcher.prepare(snapshot, before=None)
     query = np.eye(DIM, dtype=np.float32)[0]
     wanted: Any = {"limit": 5, "granularity": "sentence", "min_density": None, "headings": True, "doc_prefix": None}
-    assert searcher.search(snapshot, query, **wanted) == search_snapshot(snapshot, query, **wanted)
+    asked = wanted | {"exact": False}
+    assert searcher.search(snapshot, query, **asked).hits == search_snapshot(snapshot, query, **wanted)
     assert searcher.count()["scan"] == 1
     assert "serve.index_bytes" in caplog.text
+
+
+# ---- approximate -----------------------------------------------------------------------------------------------------
+
+SENTENCES: dict[str, Any] = {"granularity": "sentence", "min_density": None, "headings": True, "doc_prefix": None}
+
+
+def ready(history: History, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Snapshot, IndexSearcher]:
+    """A snapshot of 60 sentences and a searcher whose cells are ready; one cell may be looked into."""
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'lodestream[search]'")
+    monkeypatch.setattr(index_module, "_ROWS_A_HIT", 1)
+    snapshot = history.publish(dict.fromkeys(IDS, 4))
+    options = {"approximate_above": 20, "min_recall": 0.0} | options
+    searcher = IndexSearcher(Catalog.read, max_bytes=1 << 20, **options)
+    searcher.prepare(snapshot, before=None)
+    assert searcher.wait(60)
+    return snapshot, searcher
+
+
+@settings(
+    max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+)
+@given(steps=st.lists(changes_of_documents, min_size=1, max_size=3), seed=st.integers(0, 1000))
+def test_cells_hold_live_rows_that_match_after_any_history(
+    steps: list[dict[str, int | None]], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    history = History(tmp_path_factory.mktemp("history"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_READ_AGAIN_SHARE", 10.0)
+        snapshot, searcher = ready(history, patch)
+        kept = [snapshot]
+        for changes in steps:
+            kept.append(history.publish({IDS[0]: 1, **changes}))
+            searcher.prepare(kept[-1], before=kept[-2])
+            assert searcher.wait(60)
+        for snapshot in kept:
+            index = searcher._find(snapshot)
+            assert index is not None
+            query = np.random.default_rng(seed).normal(size=DIM).astype(np.float32)
+            for change in (
+                {},
+                {"headings": False},
+                {"min_density": 0.5},
+                {"doc_prefix": "y/"},
+                {"doc_prefix": "none/"},
+            ):
+                wanted = SENTENCES | change
+                every = {
+                    (hit.doc_id, hit.ordinal): hit.score
+                    for hit in search_snapshot(snapshot, query, limit=1000, **wanted)
+                }
+                for num_cells in (1, 2, 1000):
+                    found, is_exact = index.search_cells(query, limit=3, filters=Filters(**wanted), num_cells=num_cells)
+                    names = {(span.doc_id, span.ordinal): round(span.score, 4) for span in found}
+                    assert len(names) == len(found) == min(3, len(every))
+                    assert names.items() <= every.items()
+                    if is_exact:
+                        assert list(names.items()) == list(every.items())[:3]
+                assert is_exact  # of all cells
+
+
+def test_an_approximate_search_says_so_and_an_exact_one_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, searcher = ready(History(tmp_path), monkeypatch)
+    query = np.eye(DIM, dtype=np.float32)[0]
+    near = searcher.search(snapshot, query, limit=2, exact=False, **SENTENCES)
+    exact = searcher.search(snapshot, query, limit=2, exact=True, **SENTENCES)
+    assert (near.is_exact, exact.is_exact) == (False, True)
+    assert exact.hits == search_snapshot(snapshot, query, limit=2, **SENTENCES)
+    told = searcher.describe_recall()
+    assert list(told) == ["sentence"]  # there are too few of the others
+    assert told["sentence"]["approximate"] and told["sentence"]["cells_searched"] == 1
+    assert 0 < told["sentence"]["recall"] < 1  # one cell in eight of points in all directions
+    assert {name: searcher.count()[name] for name in ("index", "approximate")} == {"index": 1, "approximate": 1}
+    searcher.close()
+
+
+def test_too_low_a_recall_makes_search_exact_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, searcher = ready(History(tmp_path), monkeypatch, min_recall=1.0)
+    assert searcher.search(snapshot, np.eye(DIM, dtype=np.float32)[0], limit=2, exact=False, **SENTENCES).is_exact
+    told = searcher.describe_recall()["sentence"]
+    assert not told["approximate"]
+    assert "less than serve.min_recall = 1" in told["reason"]
+
+
+@pytest.mark.parametrize("above", [0, 1000])
+def test_a_small_store_is_searched_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+    snapshot, searcher = ready(History(tmp_path), monkeypatch, approximate_above=above)
+    assert searcher.describe_recall() == {}
+    assert searcher._find(snapshot).centroids == {}  # type: ignore[union-attr]
+    assert searcher.search(snapshot, np.eye(DIM, dtype=np.float32)[0], limit=2, exact=False, **SENTENCES).is_exact
+
+
+def test_a_publish_keeps_the_cells_until_half_of_the_rows_came_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_READ_AGAIN_SHARE", 10.0)
+    history = History(tmp_path)
+    first, searcher = ready(history, monkeypatch)
+    centroids = searcher._find(first).centroids["sentence"]  # type: ignore[union-attr]
+    second = history.publish({IDS[0]: 1, IDS[1]: 3, IDS[2]: None})
+    searcher.prepare(second, before=first)
+    assert searcher.wait(60)
+    assert searcher._find(second).centroids["sentence"] is centroids  # type: ignore[union-attr]
+    third = history.publish(dict.fromkeys(IDS[:9], 4))
+    searcher.prepare(third, before=second)
+    assert searcher.wait(60)
+    assert searcher._find(third).centroids["sentence"] is not centroids  # type: ignore[union-attr]
+    assert searcher._find(second).centroids["sentence"] is centroids  # type: ignore[union-attr]
+    assert searcher.describe_recall()["sentence"]["approximate"]
+
+
+def test_what_fails_in_the_background_leaves_search_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: VectorIndex, granularity: str) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(VectorIndex, "train", fail)
+    snapshot, searcher = ready(History(tmp_path), monkeypatch)
+    assert searcher.search(snapshot, np.eye(DIM, dtype=np.float32)[0], limit=2, exact=False, **SENTENCES).is_exact
+    assert "no room" in searcher.describe_recall()["sentence"]["reason"]
+    assert "cannot be made" in caplog.text

@@ -32,6 +32,7 @@ def make_rows(num_rows: int) -> Rows:
         ends=numbers,
         densities=np.zeros(num_rows, np.float16),
         kinds=np.zeros(num_rows, np.uint8),
+        cells=np.zeros(num_rows, np.uint16),
     )
 
 
