@@ -46,7 +46,7 @@ class ServeConfig(Section):
     max_text_tokens: int = Field(default=8192, ge=1)
     max_tokens: int = Field(default=65_536, ge=1)
     index_bytes: Size = 2048 * MIB
-    approximate_above: int = Field(default=500_000, ge=0)
+    approximate_above: int = Field(default=400_000, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
 
     @model_validator(mode="after")

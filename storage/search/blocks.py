@@ -92,7 +92,8 @@ class Block:
     def nbytes(self) -> int:
         """Bytes of memory."""
         dim = int(self.take_codes(slice(0, 1)).shape[1])
-        return len(self) * dim + self.rows.nbytes
+        ordered = self._by_cell.nbytes if self._by_cell is not None else 0
+        return len(self) * dim + self.rows.nbytes + ordered
 
     def with_cells(self, cells: NDArray[np.uint16]) -> Block:
         """The same codes, shared, in other cells."""

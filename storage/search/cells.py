@@ -61,6 +61,11 @@ class RowsByCell:
         self._cells, starts = np.unique(cells[order], return_index=True)
         self._starts = np.append(starts, len(cells))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self._rows.nbytes + self._cells.nbytes + self._starts.nbytes
+
     def take(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of some cells, each named once."""
         places = np.searchsorted(self._cells, cells)

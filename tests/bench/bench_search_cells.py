@@ -5,12 +5,12 @@ needs: a row plus .8 or less of the difference of two other rows, so that they l
 real ones. Queries are made the same way and are not in the index. Times are processor time of one thread; both ways are
 asked in turn. ``--update`` publishes a thousand changed rows to a store of the given size.
 
-    PYTHONPATH=. python tests/bench/bench_search_cells.py STORE ROWS [ROWS ...] [--update]
+    export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONPATH=.
+    python tests/bench/bench_search_cells.py STORE ROWS [ROWS ...] [--update]
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import sys
@@ -104,28 +104,36 @@ def measure_search(vectors: np.ndarray, num_rows: int) -> None:
     put("cells", "memory of the index", "MiB", [divided.nbytes / 2**20])
     put("all", "peak memory of the process", "MiB", [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
     for label, filters in (("", Filters()), (", density >= .5", Filters(min_density=0.5))):
-        shares: list[float] = []
-        queries = iter(vary(vectors, QUERIES, 10**9))
-        exact: list[Found] = []
-        query = np.zeros(DIM, np.float32)
-
-        def ask_exactly(filters: Filters = filters) -> float:
-            nonlocal query, exact
-            query = next(queries)  # noqa: B023
-            seconds, exact = take_time(lambda: divided.search(query, limit=LIMIT, filters=filters))
-            return seconds * 1000
-
-        def ask_cells(filters: Filters = filters) -> float:
-            seconds, (found, _) = take_time(
-                lambda: divided.search_cells(query, limit=LIMIT, filters=filters, num_cells=recall.num_cells)
-            )
-            shares.append(len(set(found) & set(exact)) / LIMIT)  # noqa: B023
-            return seconds * 1000
-
-        times = interleave(QUERIES, {"exact": ask_exactly, "cells": ask_cells})
+        times, share = ask_both(divided, vary(vectors, QUERIES, 10**9), filters, recall.num_cells)
         for provider, values in times.items():
             put(provider, f"search{label}", "ms of processor time", values)
-        put("cells", f"recall of held-out queries{label}", "share", [float(np.mean(shares))])
+        put("cells", f"recall of held-out queries{label}", "share", [share])
+
+
+def ask_both(
+    index: VectorIndex, queries: np.ndarray, filters: Filters, num_cells: int
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of either way, and the share of the exact answers that the cells gave."""
+    waiting = iter(queries)
+    query = np.zeros(DIM, np.float32)
+    exact: list[Found] = []
+    shares: list[float] = []
+
+    def ask_exactly() -> float:
+        nonlocal query, exact
+        query = next(waiting)
+        seconds, exact = take_time(lambda: index.search(query, limit=LIMIT, filters=filters))
+        return seconds * 1000
+
+    def ask_cells() -> float:
+        seconds, (found, _) = take_time(
+            lambda: index.search_cells(query, limit=LIMIT, filters=filters, num_cells=num_cells)
+        )
+        shares.append(len(set(found) & set(exact)) / LIMIT)
+        return seconds * 1000
+
+    times = interleave(len(queries), {"exact": ask_exactly, "cells": ask_cells})
+    return times, float(np.mean(shares))
 
 
 def measure_update(num_rows: int) -> None:
@@ -151,7 +159,6 @@ def measure_update(num_rows: int) -> None:
 
 def main() -> None:
     """Measures each size."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     path, *rest = sys.argv[1:]
     vectors = read_vectors(path)
     sizes = [int(text) for text in rest if text != "--update"]

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from lodestream.pipeline.serve import models
+from lodestream.storage.search import index
 from tests.support.http_fixtures import ARROW, expect_problem, read_arrow
 from tests.support.served import DOCUMENTS, POLL, Served, serve_http, wait_until
 from tests.support.workspace import Workspace
@@ -141,6 +142,23 @@ def test_search(client: httpx.Client) -> None:
     assert values.hits[0].score >= values.hits[1].score
     assert "encode;dur=" in answer.headers["server-timing"]
     assert client.post("/v1/search", json=body | {"min_density": 1.0}).json()["hits"] == []
+    assert values.exact
+
+
+def test_a_search_of_many_rows_says_that_it_is_approximate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'lodestream[search]'")
+    monkeypatch.setattr(index, "_ROWS_A_HIT", 1)  # there are a handful
+    workspace = Workspace.create(tmp_path, DOCUMENTS)
+    workspace.run()
+    with serve_http(workspace.load(POLL, "serve.approximate_above=4", "serve.min_recall=0")) as served:
+        wait_until(lambda: "lodestream_search_recall{" in served.client.get("/metrics").text)
+        body = {"query": "wool", "granularity": "sentence", "limit": 1}
+        assert served.client.post("/v1/search", json=body).json()["exact"] is False
+        assert served.client.post("/v1/search", json=body | {"exact": True}).json()["exact"] is True
+        told = served.client.get("/v1/status").json()["serving"]["approximate_search"]["sentence"]
+        assert told["approximate"] and 0 <= told["recall"] <= 1
+        assert 'lodestream_search_approximate{granularity="sentence"} 1.0' in served.client.get("/metrics").text
+        assert "sentence rows: approximate, recall" in served.client.get("/").text
 
 
 def test_density(client: httpx.Client) -> None:
