@@ -1,9 +1,9 @@
 """What stays in a cache of so many bytes, and what goes: by when and how often it was used.
 
 No one rule is best: where interest moves on, what was used last is worth keeping; where it stays, what is used often;
-and neither should fall to a scan that reads everything once. So three rules (``experts``) run beside each other over
-the same uses, on names and sizes alone, and what is really held follows the one with the most hits of late: what that
-one would not hold goes first (Subramanian et al., "Adaptive Caches", MICRO 2006).
+small entries before large ones; and none should fall to a scan that reads everything once. So four rules (``experts``)
+run beside each other over the same uses, on names and sizes alone, and what is really held follows the one with the
+most hits of late: what that one would not hold goes first (Subramanian et al., "Adaptive Caches", MICRO 2006).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-from lodestream.storage.cache.experts import Expert, FrequencyExpert, RecencyExpert, TwoQueueExpert
+from lodestream.storage.cache.experts import Expert, FrequencyExpert, RecencyExpert, TwoQueueExpert, WorthExpert
 
 _MEMORY_LENGTHS: Final = 20  # hits are remembered for about so many uses for each entry that is held
 _LEAST_MEMORY: Final = 64
@@ -40,6 +40,7 @@ class Eviction:
             TwoQueueExpert(budget_bytes),
             RecencyExpert(budget_bytes),
             FrequencyExpert(budget_bytes),
+            WorthExpert(budget_bytes),
         )
         self._hits = [0.0] * len(self._experts)
         self._weight = 1.0

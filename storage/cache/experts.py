@@ -1,4 +1,4 @@
-"""Three rules for what a cache of so many bytes should hold. Each keeps the names and sizes of what it would hold, and
+"""Four rules for what a cache of so many bytes should hold. Each keeps the names and sizes of what it would hold, and
 no values; ``eviction`` follows whichever does best at the moment.
 
 All are deterministic: equal sequences of uses give equal contents. None is safe for several threads by itself.
@@ -6,12 +6,15 @@ All are deterministic: equal sequences of uses give equal contents. None is safe
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from heapq import heappop, heappush, heapreplace
 from typing import Final, Protocol
 
 _MAX_USES: Final = 3
 _FIRST_SHARE: Final = 0.1
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 0.95
+_LEAST_REMEMBERED: Final = 64
 
 
 class Expert(Protocol):
@@ -62,62 +65,113 @@ class RecencyExpert:
         return key in self._sizes
 
 
-class FrequencyExpert:
-    """Holds what was used most often since it came (LFU); of equals, what was used last."""
+class _Record:
+    """Of a name: its uses, the floor and the number of the last one, and its size."""
 
-    name = "frequency"
+    __slots__ = ("floor", "number", "size_bytes", "uses")
+
+    def __init__(self, uses: int, floor: float, number: int, size_bytes: int) -> None:
+        self.uses = uses
+        self.floor = floor
+        self.number = number
+        self.size_bytes = size_bytes
+
+
+class _RankExpert:
+    """Holds what ranks highest; of equals, what was used last.
+
+    The uses of what was dropped are remembered, of as many names as are held, so that what comes back for the third
+    time does not count as new. A use of what is held costs two writes: a place in the heap is put right when it is the
+    lowest.
+    """
+
+    name = ""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._sizes: dict[bytes, int] = {}
-        self._uses: dict[bytes, int] = {}
-        self._by_uses: dict[int, OrderedDict[bytes, None]] = {}
-        self._fewest = 1
+        self._records: dict[bytes, _Record] = {}
+        self._heap: list[tuple[float, int, bytes]] = []  # rank and number of when the place was made
+        self._left: OrderedDict[bytes, int] = OrderedDict()
+        self._floor = 0.0  # rank of what was dropped last
+        self._number = 0
         self._held = 0
         self.dropped: list[bytes] = []
 
     def use(self, key: bytes, size_bytes: int) -> bool:
         """See Expert."""
-        if key in self._sizes:
-            uses = self._uses[key]
-            self._leave(key, uses)
-            self._enter(key, uses + 1)
+        self._number += 1
+        record = self._records.get(key)
+        if record is not None:
+            record.uses += 1
+            record.floor = self._floor
+            record.number = self._number
             return True
         if size_bytes > self._budget:
             return False
+        uses = self._left.pop(key, 0) + 1
         while self._held + size_bytes > self._budget:
-            least = self._find_least()
-            self.forget(least)
-            self.dropped.append(least)
-        self._sizes[key] = size_bytes
+            self._drop_lowest()
+        record = self._records[key] = _Record(uses, self._floor, self._number, size_bytes)
         self._held += size_bytes
-        self._enter(key, 1)
-        self._fewest = 1
+        heappush(self._heap, (self._rank(record), self._number, key))
         return False
 
     def forget(self, key: bytes) -> None:
         """See Expert."""
-        if key in self._sizes:
-            self._held -= self._sizes.pop(key)
-            self._leave(key, self._uses.pop(key))
+        record = self._records.pop(key, None)
+        if record is not None:
+            self._held -= record.size_bytes
+            if len(self._heap) > 2 * len(self._records) + _LEAST_REMEMBERED:
+                self._heap = sorted((self._rank(of), of.number, name) for name, of in self._records.items())
 
     def __contains__(self, key: object) -> bool:
-        return key in self._sizes
+        return key in self._records
 
-    def _find_least(self) -> bytes:
-        if self._fewest not in self._by_uses:
-            self._fewest = min(self._by_uses)
-        return next(iter(self._by_uses[self._fewest]))
+    def _rank(self, record: _Record) -> float:
+        raise NotImplementedError
 
-    def _enter(self, key: bytes, uses: int) -> None:
-        self._uses[key] = uses
-        self._by_uses.setdefault(uses, OrderedDict())[key] = None
+    def _drop_lowest(self) -> None:
+        heap = self._heap
+        while True:
+            rank, number, key = heap[0]
+            record = self._records.get(key)
+            if record is None:
+                heappop(heap)
+            elif record.number == number:
+                break
+            else:
+                heapreplace(heap, (self._rank(record), record.number, key))
+        heappop(heap)
+        self._floor = rank
+        del self._records[key]
+        self._held -= record.size_bytes
+        self.dropped.append(key)
+        self._left[key] = record.uses
+        if len(self._left) > max(_LEAST_REMEMBERED, len(self._records)):
+            self._left.popitem(last=False)
 
-    def _leave(self, key: bytes, uses: int) -> None:
-        names = self._by_uses[uses]
-        del names[key]
-        if not names:
-            del self._by_uses[uses]
+
+class FrequencyExpert(_RankExpert):
+    """Holds what was used most often (LFU)."""
+
+    name = "frequency"
+
+    def _rank(self, record: _Record) -> float:
+        return record.uses
+
+
+class WorthExpert(_RankExpert):
+    """Holds what is worth most for its size: the root of its uses by its bytes, and the more, the later it was used. So
+    one large entry does not take the place of many small ones, and what was popular once goes in the end.
+
+    After GreedyDual-Size-Frequency (Cherkasova, HP Labs 1998): what an entry is worth counts from that of the last one
+    dropped. The root keeps what came lately beside what was used often.
+    """
+
+    name = "worth"
+
+    def _rank(self, record: _Record) -> float:
+        return record.floor + math.sqrt(record.uses) / max(1, record.size_bytes)
 
 
 class TwoQueueExpert:
