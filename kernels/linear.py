@@ -77,8 +77,8 @@ class PackedLinear:
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, N] from [T, K]."""
         num_rows = len(x_TK)
-        if num_rows < MANY_ROWS:
-            x_TK = F.pad(x_TK, (0, 0, 0, self._fill_few(num_rows) - num_rows))
+        if num_rows < MANY_ROWS and (more := self._fill_few(num_rows) - num_rows):
+            x_TK = F.pad(x_TK, (0, 0, 0, more))
         if self._packed is not None:
             y = _run_packed(x_TK, self._packed, self._bias, self._activation)
         else:
