@@ -125,16 +125,19 @@ class CachedRows:
             if found is None:
                 return None
             known[doc_id] = found
-        cache = served.cache
-        if not all(cache.holds_in_memory(name, document.keys[name]) for document in known.values() for name in names):
+        keys = {name: [document.keys[name] for document in known.values()] for name in names}
+        if not all(served.cache.holds_in_memory(name, keys[name]) for name in names):
             return None
-        documents: dict[str, StoredDocument] = {}
-        for doc_id, document in known.items():
-            pairs = [cache.get(name, document.keys[name]) for name in names]
-            held = [pair[0] for pair in pairs if pair is not None]
-            if len(held) < len(names):  # evicted by another thread a moment ago
+        held: list[list[Entry]] = []
+        for name in names:
+            entries = served.cache.get_from_memory(name, keys[name])
+            if entries is None:  # evicted by another thread a moment ago, or too old
                 return None
-            documents[doc_id] = _describe(served, document.said, held, "memory")
+            held.append(entries)
+        documents = {
+            doc_id: _describe(served, document.said, entries, "memory")
+            for (doc_id, document), *entries in zip(known.items(), *held, strict=True)
+        }
         self._note(documents.values(), num_missing=0)
         return documents
 
@@ -196,7 +199,8 @@ def _describe(served: _Served, said: CatalogEntry, entries: Sequence[Entry], tie
         source=said.source,
         source_version=said.source_version,
         quarantine_reason=said.quarantine_reason,
-        rows=pa.Table.from_batches([entry.rows for entry in entries if entry.rows.num_rows], schema=served.schema),
+        batches=[entry.rows for entry in entries if entry.rows.num_rows],
+        schema=served.schema,
         tier=tier,
         is_lossy=any(entry.is_lossy for entry in entries),
     )

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lodestream.actors.featurizer import Featurizer
@@ -32,7 +30,8 @@ from lodestream.storage.store import Snapshot
 class StoredDocument:
     """What a snapshot has of one document.
 
-    ``rows``: its feature rows of the granularities asked for, of schema.features_schema(D), sentences first.
+    ``batches``: its feature rows of the granularities asked for, of ``schema`` (schema.features_schema(D)), sentences
+    first. A table of each of many documents would take longer than their answer.
     ``quarantine_reason``: None where its last version was used.
     ``tier``: where it was found ("memory", "disk", "snapshot"), for the counts.
     ``is_lossy``: whether the vectors went through a codec of the cache that loses (``cache.codec``).
@@ -42,15 +41,20 @@ class StoredDocument:
     source: str
     source_version: str
     quarantine_reason: str | None
-    rows: pa.Table
+    batches: Sequence[pa.RecordBatch]
+    schema: pa.Schema
     tier: str = "snapshot"
     is_lossy: bool = False
 
     @property
-    def computed_at(self) -> datetime | None:
-        """When the newest of its vectors was computed; None without rows."""
-        newest: datetime | None = pc.max(self.rows.column("computed_at")).as_py()
-        return newest
+    def rows(self) -> pa.Table:
+        """The batches as one table."""
+        return pa.Table.from_batches(self.batches, schema=self.schema)
+
+    @property
+    def num_rows(self) -> int:
+        """Of all batches."""
+        return sum(batch.num_rows for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,11 +104,11 @@ def _add_feature_routes(router: APIRouter, service: Service) -> None:
         """Feature rows of documents by id, all of one snapshot. An id that is not there is no error."""
         notes = take_notes(request)
         view, reads = await service.get_features(body, notes)
-        num_rows = sum(read.stored.rows.num_rows for read in reads if read.stored is not None)
+        num_rows = sum(read.stored.num_rows for read in reads if read.stored is not None)
 
         def render_arrow() -> bytes:
-            empty = features_schema(view.snapshot.dim).empty_table()
-            return to_arrow_stream(tabulate_documents(reads, body.encoding, empty=empty), _name(view))
+            schema = features_schema(view.snapshot.dim)
+            return to_arrow_stream(tabulate_documents(reads, body.encoding, schema=schema), _name(view))
 
         def render_json() -> bytes:
             return to_json(_name(view) | {"results": render_documents(reads, body.encoding)})

@@ -34,14 +34,14 @@ def read_documents(
     rows = pa.Table.from_batches(batches, schema=schema)
     rows = rows.filter(pc.is_in(rows.column("granularity"), pa.array(list(granularities))))
     groups = _group_by_document(rows)
-    empty = schema.empty_table()
     return {
         state["doc_id"]: StoredDocument(
             doc_id=state["doc_id"],
             source=state["source"],
             source_version=state["source_version"],
             quarantine_reason=state["quarantine_reason"],
-            rows=groups.get(state["doc_id"], empty),
+            batches=groups[state["doc_id"]].to_batches() if state["doc_id"] in groups else (),
+            schema=schema,
         )
         for state in states
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -84,11 +84,16 @@ class LayeredCache:
 
     def needs_disk(self, kind: str, key: bytes) -> bool:
         """Whether ``get`` will most likely read a file."""
-        return self._disk is not None and not self._memory.holds(kind, key)
+        return self._disk is not None and not self._memory.holds(kind, (key,))
 
-    def holds_in_memory(self, kind: str, key: bytes) -> bool:
-        """Whether ``get`` will most likely answer from memory, without waiting for a file."""
-        return self._memory.holds(kind, key)
+    def holds_in_memory(self, kind: str, keys: Iterable[bytes]) -> bool:
+        """Whether ``get_from_memory`` will most likely answer."""
+        return self._memory.holds(kind, keys)
+
+    def get_from_memory(self, kind: str, keys: Sequence[bytes]) -> list[Entry] | None:
+        """Return the entries in the order of the keys, and wait for no file; None, which counts nothing, where memory
+        lacks one."""
+        return self._memory.get_all(kind, keys)
 
     def put(self, kind: str, key: bytes, entry: Entry) -> None:
         """Hold an entry that the store or the encoder has just given."""

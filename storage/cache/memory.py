@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,10 +69,15 @@ class MemoryTier:
         held = self._classes.get(kind)
         return held.get(key) if held is not None else None
 
-    def holds(self, kind: str, key: bytes) -> bool:
-        """Whether the entry is held; this counts as no use of it."""
+    def get_all(self, kind: str, keys: Sequence[bytes]) -> list[Entry] | None:
+        """Return the entries of a class in the order of the keys; None, which counts nothing, where one is not held."""
         held = self._classes.get(kind)
-        return held is not None and held.holds(key)
+        return held.get_all(keys) if held is not None else None
+
+    def holds(self, kind: str, keys: Iterable[bytes]) -> bool:
+        """Whether all of the entries are held; this counts as no use of them."""
+        held = self._classes.get(kind)
+        return held is not None and held.holds(keys)
 
     def put(self, kind: str, key: bytes, entry: Entry) -> None:
         """Hold an entry if it is worth others' place. One that is held already stays as it is."""
@@ -114,12 +119,27 @@ class _Class:
                 return None
             self._counts.hits += 1
             self._eviction.use(key)
+        return self._open(held)
+
+    def get_all(self, keys: Sequence[bytes]) -> list[Entry] | None:
+        with self._lock:
+            oldest_s = self._clock() - self._max_age_s
+            found = [self._entries.get(key) for key in keys]
+            held = [one for one in found if one is not None and one.added_at_s >= oldest_s]
+            if len(held) < len(keys):
+                return None
+            self._counts.hits += len(keys)
+            for key in keys:
+                self._eviction.use(key)
+        return [self._open(one) for one in held]
+
+    def holds(self, keys: Iterable[bytes]) -> bool:
+        with self._lock:
+            return all(map(self._entries.__contains__, keys))
+
+    def _open(self, held: _Held) -> Entry:
         rows = pa.ipc.read_record_batch(held.buffer, self._schema)
         return Entry(rows=rows, source=held.source, num_tokens=held.num_tokens, is_lossy=held.is_lossy)
-
-    def holds(self, key: bytes) -> bool:
-        with self._lock:
-            return key in self._entries
 
     def put(self, key: bytes, entry: Entry) -> None:
         buffer = entry.rows.serialize()

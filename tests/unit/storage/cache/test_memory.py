@@ -112,3 +112,21 @@ def test_many_threads(budget: int) -> None:
         thread.join()
     assert wrong == []
     assert tier.count()["sentence"].held_bytes <= budget
+
+
+def test_many_at_once_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    tier = make_tier({"sentence": 1 << 20}, max_age_s=10, now=now)
+    entries = {b"%d" % number: make_entry(number + 1, f"{number}.md") for number in range(4)}
+    for key, entry in entries.items():
+        tier.put("sentence", key, entry)
+    found = tier.get_all("sentence", list(entries))
+    assert found is not None and [one.rows for one in found] == [one.rows for one in entries.values()]
+    assert tier.holds("sentence", entries)
+    assert not tier.holds("sentence", [b"0", b"unknown"])
+    assert tier.get_all("sentence", [b"0", b"unknown"]) is None
+    assert tier.get_all("topic", [b"0"]) is None
+    now[0] = 10.1
+    assert tier.get_all("sentence", [b"0"]) is None, "too old"
+    counts = tier.count()["sentence"]
+    assert (counts.hits, counts.misses) == (4, 0)
