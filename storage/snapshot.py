@@ -299,11 +299,20 @@ def read_pointer(place: Place) -> tuple[PointerRecord, Version]:
     location = Location.parse(place)
     found = open_register(location).read()
     if found is None:
-        require_no_marker(location)
-        is_file = location.is_local and location.path.is_file()
-        reason = "it is a file" if is_file else "nothing has been written there yet"
-        raise StoreNotFound(f"there is no store at {location}: {reason}", "lodestream run")
+        raise explain_missing(location)
     return PointerRecord.from_json(found[0]), found[1]
+
+
+def explain_missing(location: Location) -> StoreNotFound:
+    """Return the error for a place that has no pointer.
+
+    Raises:
+        ConfigError: the store is there, and its pointer in a server that is not named.
+    """
+    require_no_marker(location)
+    is_file = location.is_local and location.path.is_file()
+    reason = "it is a file" if is_file else "nothing has been written there yet"
+    return StoreNotFound(f"there is no store at {location}: {reason}", "lodestream run")
 
 
 def open_register(place: Place, *, create: bool = False) -> CasRegister:

@@ -20,7 +20,8 @@ from typing import Final, Literal, Protocol
 from lodestream.errors import LodestreamError, ServiceUnavailable, StoreNotFound
 from lodestream.pipeline.serve.parts import Encoding
 from lodestream.storage.location import Location
-from lodestream.storage.snapshot import PointerRecord, SnapshotRecord, read_pointer
+from lodestream.storage.pointer_reader import PointerReader
+from lodestream.storage.snapshot import PointerRecord, SnapshotRecord
 from lodestream.storage.store import Snapshot, require_schema
 
 SnapshotNumber = int | Literal["latest"]
@@ -62,6 +63,7 @@ class Follower:
 
     def __init__(self, location: Location, keeper: ViewKeeper, *, interval_s: float) -> None:
         self._location = location
+        self._reader = PointerReader(location)
         self._keeper = keeper
         self._interval_s = interval_s
         self._lock = threading.Lock()
@@ -90,6 +92,7 @@ class Follower:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+        self._reader.close()
         with self._lock:
             latest, self._latest = self._latest, None
         if latest is not None:
@@ -227,7 +230,7 @@ class Follower:
 
     def _follow(self) -> None:
         known = self._pointer
-        pointer, _ = read_pointer(self._location)
+        pointer = self._reader.read()
         if known is not None and pointer.nonce == known.nonce and self._trouble is None:
             return
         latest = self._latest

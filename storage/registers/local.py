@@ -75,6 +75,9 @@ class LocalRegister:
         self._trim(number)
         return _name_version(envelope)
 
+    def close(self) -> None:
+        """See CasRegister. No file is open between two calls."""
+
     def _read_highest(self) -> dict[str, Any] | None:
         with explain_write_errors(self.folder):
             while numbers := self._list_numbers():

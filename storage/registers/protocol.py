@@ -34,6 +34,9 @@ class CasRegister(Protocol):
             StoreUnreachable: the server cannot be reached; ``record`` was not accepted.
         """
 
+    def close(self) -> None:
+        """Let go of connections. The next call makes new ones."""
+
 
 def make_nonce() -> str:
     """Return a random name that no other record has."""

@@ -12,9 +12,10 @@ import pytest
 
 from lodestream.errors import DeadlineExceeded, Overloaded, StoreUnreachable
 from lodestream.pipeline import status
-from lodestream.pipeline.serve import follower, models
+from lodestream.pipeline.serve import models
 from lodestream.pipeline.serve.access import Access
 from lodestream.pipeline.serve.gate import Gate
+from lodestream.storage.pointer_reader import PointerReader
 from tests.support.http_fixtures import expect_problem
 from tests.support.served import BROKEN, DOCUMENTS, POLL, Served, serve_http, wait_until
 from tests.support.workspace import Workspace
@@ -217,7 +218,7 @@ def test_a_store_that_cannot_be_reached_degrades_and_takes_nothing_away(
     with serve_http(http_workspace.load(POLL)) as served:
         client = served.client
         wait_until(lambda: client.get("/readyz").status_code == 200)
-        monkeypatch.setattr(follower, "read_pointer", fail)
+        monkeypatch.setattr(PointerReader, "read", fail)
         monkeypatch.setattr(status, "read_pointer", fail)
         wait_until(lambda: client.get("/readyz").json()["status"] == "degraded")
         assert client.get("/readyz").status_code == 200

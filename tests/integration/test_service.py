@@ -20,7 +20,6 @@ from lodestream.errors import (
     StoreCorrupt,
     StoreUnreachable,
 )
-from lodestream.pipeline.serve import follower as follower_module
 from lodestream.pipeline.serve.models import (
     DensityRequest,
     EmbeddingsRequest,
@@ -30,6 +29,7 @@ from lodestream.pipeline.serve.models import (
 )
 from lodestream.pipeline.serve.notes import Notes
 from lodestream.pipeline.serve.service import Service
+from lodestream.storage.pointer_reader import PointerReader
 from lodestream.storage.store import FeatureStore, Snapshot
 from tests.support.served import BROKEN, DOCUMENTS, serve, stage, wait_until
 from tests.support.workspace import Workspace
@@ -165,7 +165,7 @@ def test_an_unreachable_register_leaves_what_is_served(workspace: Workspace, mon
         def fail(place: object) -> None:
             raise StoreUnreachable("no answer", "look at the network")
 
-        monkeypatch.setattr(follower_module, "read_pointer", fail)
+        monkeypatch.setattr(PointerReader, "read", fail)
         wait_until(lambda: service.follower.trouble is not None)
         _, (read,) = asyncio.run(service.get_features(FeaturesRequest(ids=["wool.md"]), notes()))
         assert read.status == "FOUND"
@@ -219,7 +219,7 @@ def test_a_snapshot_that_cannot_be_opened_is_tried_again_later(
         def panic(_: object) -> None:
             raise BaseException("panic")
 
-        monkeypatch.setattr(follower_module, "read_pointer", panic)
+        monkeypatch.setattr(PointerReader, "read", panic)
         wait_until(lambda: service.follower.trouble is not None)
         monkeypatch.undo()
         wait_until(lambda: service.follower.trouble is None)

@@ -38,6 +38,9 @@ class MemoryRegister:
             raise CommitStateUnknown("the reply was lost")
         return str(self.number)
 
+    def close(self) -> None:
+        """See CasRegister."""
+
     def wipe(self) -> None:
         """Forgets everything, as a Redis without a disk does."""
         self.record, self.number = None, 0

@@ -40,6 +40,9 @@ class UnfencedRegister:
             except CommitConflict:
                 continue
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 def _open_unfenced(*place: Any, **options: Any) -> CasRegister:
     return UnfencedRegister(_open_fenced(*place, **options))
