@@ -47,8 +47,12 @@ lint: install types ## style, format, types and layers
 types: install ## types alone
 	@$(BIN)/mypy
 
-bench: install ## every benchmark, one after the other; results go to docs/bench
-	@set -e; for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
+bench: install ## every benchmark, one after the other, some hours in all; results go to docs/bench
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	for bench in tests/bench/bench_*.py; do \
+	  case $$bench in *bench_replay.py | *bench_upkeep.py) folder=$$work/$$(basename $$bench .py) ;; *) folder= ;; esac; \
+	  echo "== $$bench"; PYTHONPATH=. $(BIN)/python $$bench $$folder; \
+	done
 
 chaos: install ## writers killed and stopped for half an hour over every back-end; results go to docs/bench/chaos.jsonl
 	@$(BIN)/python -m tests.fault.chaos

@@ -3,16 +3,19 @@
 Vectors are those of a store's paragraphs under the default model (``make demo`` makes one), and as many more as a size
 needs: a row plus .8 or less of the difference of two other rows, so that they lie as dense along the same directions as
 real ones. Queries are made the same way and are not in the index. Times are processor time of one thread; both ways are
-asked in turn. ``--update`` publishes a thousand changed rows to a store of the given size.
+asked in turn. ``--update`` publishes a thousand changed rows to a store of the given size. Without arguments the demo's
+store is made, and every size is measured in a process of its own, for peak memory is that of a process.
 
     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONPATH=.
-    python tests/bench/bench_search_cells.py STORE ROWS [ROWS ...] [--update]
+    python tests/bench/bench_search_cells.py [STORE ROWS [ROWS ...] [--update]]
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from bench_rows import build_demo_store
 from bench_search_index import DIM, LIMIT, ROWS_A_DOCUMENT, write
-from harness import interleave, record
+from harness import interleave, record, start
 
 from lodestream.storage.catalog import Catalog
 from lodestream.storage.codec import encode_rows
@@ -33,6 +37,7 @@ from lodestream.storage.search.recall import tune
 from lodestream.storage.store import FeatureStore
 
 NAME = "search_cells"
+RUNS = (["100000"], ["300000"], ["1000000"], ["1000000", "--update"])
 QUERIES = 60
 CHUNK = 50_000
 CHANGED_DOCUMENTS = 100
@@ -59,10 +64,10 @@ def build(vectors: np.ndarray, num_rows: int) -> VectorIndex:
     doc_ids = pa.array([f"document {number}.md" for number in range(num_rows // ROWS_A_DOCUMENT)])
     numbers = np.arange(len(doc_ids), dtype=np.int32)
     builder = Builder({})
-    for start in range(0, num_rows, CHUNK):
-        count = min(CHUNK, num_rows - start)
-        places = np.arange(start, start + count)
-        codes = encode_rows(vary(vectors, count, start))[0]
+    for first in range(0, num_rows, CHUNK):
+        count = min(CHUNK, num_rows - first)
+        places = np.arange(first, first + count)
+        codes = encode_rows(vary(vectors, count, first))[0]
         batch = pa.record_batch(
             {
                 "doc_id": doc_ids.take(pa.array(places // ROWS_A_DOCUMENT)),
@@ -83,9 +88,9 @@ def build(vectors: np.ndarray, num_rows: int) -> VectorIndex:
 
 def take_time(work: Callable[[], Any]) -> tuple[float, Any]:
     """Processor time of all threads in seconds, and what came of it."""
-    start = time.process_time()
+    began = time.process_time()
     result = work()
-    return time.process_time() - start, result
+    return time.process_time() - began, result
 
 
 def measure_search(vectors: np.ndarray, num_rows: int) -> None:
@@ -157,8 +162,21 @@ def measure_update(num_rows: int) -> None:
         shutil.rmtree(folder)
 
 
+def measure_all() -> None:
+    """All of RUNS, each in a process of its own with one thread."""
+    start(NAME)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="bench-cells-") as work:
+        store = build_demo_store(Path(work))
+        for arguments in RUNS:
+            subprocess.run([sys.executable, __file__, str(store), *arguments], env=environment, check=True)
+
+
 def main() -> None:
     """Measures each size."""
+    if not sys.argv[1:]:
+        measure_all()
+        return
     path, *rest = sys.argv[1:]
     vectors = read_vectors(path)
     sizes = [int(text) for text in rest if text != "--update"]
