@@ -15,23 +15,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lodestream.schema import KEY_BYTES, PARAGRAPH_KINDS, features_schema, row_key
+from lodestream.schema import GRANULARITIES, KEY_BYTES, PARAGRAPH_KINDS, features_schema, row_key
 from lodestream.storage.cache.entry import Entry
 from lodestream.storage.codec import decode_rows
 from lodestream.storage.codec_int4 import as_int8, num_groups, pack_rows
 
 PageCodec = Literal["int8", "int4"]
 
-SHARED: Final = ("doc_id", "granularity", "source_version", "run_id")
+SHARED: Final = ("doc_id", "source_version", "run_id")
 _KEPT: Final = ("ordinal", "parent", "char_start", "char_end", "token_count", "norm", "density", "fingerprint")
-_KINDS: Final = pa.array(("", *PARAGRAPH_KINDS))
+# What few names stand for is kept as their numbers, a byte each.
+_NAMES: Final = {"granularity": pa.array(GRANULARITIES), "kind": pa.array(("", *PARAGRAPH_KINDS))}
 
 
 @cache
 def rows_schema(dim: int, codec: PageCodec) -> pa.Schema:
     """Columns of a page's rows."""
     features = features_schema(dim)
-    kept = [*(features.field(name) for name in _KEPT), pa.field("kind", pa.uint8()), features.field("computed_at")]
+    numbers = [pa.field(name, pa.uint8()) for name in _NAMES]
+    kept = [*(features.field(name) for name in _KEPT), *numbers, features.field("computed_at")]
     if codec == "int8":
         return pa.schema([*kept, features.field("codes"), features.field("scale")])
     groups = pa.list_(pa.field("item", pa.float16(), nullable=False), num_groups(dim))
@@ -60,10 +62,11 @@ def can_shrink(entry: Entry) -> bool:
         return True
     if any(pc.count_distinct(rows.column(name)).as_py() != 1 for name in SHARED):
         return False
-    if not pc.all(pc.is_in(rows.column("kind"), value_set=_KINDS)).as_py():
+    if any(not pc.all(pc.is_in(rows.column(name), value_set=names)).as_py() for name, names in _NAMES.items()):
         return False
-    doc_id, granularity = (rows.column(name)[0].as_py() for name in ("doc_id", "granularity"))
-    return bool(rows.column("key").equals(_make_keys(entry.source, doc_id, granularity, rows.column("ordinal"))))
+    doc_id = rows.column("doc_id")[0].as_py()
+    keys = _make_keys(entry.source, doc_id, rows.column("granularity"), rows.column("ordinal"))
+    return bool(rows.column("key").equals(keys))
 
 
 def describe(entry: Entry, codec: PageCodec) -> dict[str, Any]:
@@ -87,7 +90,8 @@ def shrink(entries: Sequence[Entry], dim: int, codec: PageCodec) -> pa.RecordBat
         return pa.RecordBatch.from_pylist([], schema=schema)
     batch = rows[0]
     columns: dict[str, Any] = {name: batch.column(name) for name in (*_KEPT, "computed_at", "codes", "scale")}
-    columns["kind"] = pc.index_in(batch.column("kind"), value_set=_KINDS).cast(pa.uint8())
+    for name, names in _NAMES.items():
+        columns[name] = pc.index_in(batch.column(name), value_set=names).cast(pa.uint8())
     if codec == "int4":
         codes = batch.column("codes").flatten().to_numpy().reshape(batch.num_rows, dim)
         packed, scales = pack_rows(decode_rows(codes, batch.column("scale").to_numpy(zero_copy_only=False)))
@@ -107,8 +111,8 @@ def widen(rows: pa.RecordBatch, described: dict[str, Any], dim: int, codec: Page
     num_rows = rows.num_rows
     columns: dict[str, Any] = {name: rows.column(name) for name in (*_KEPT, "computed_at")}
     columns |= {name: pa.repeat(pa.scalar(described[name], pa.string()), num_rows) for name in SHARED}
-    columns["kind"] = _KINDS.take(rows.column("kind"))
-    columns["key"] = _make_keys(described["source"], described["doc_id"], described["granularity"], rows["ordinal"])
+    columns |= {name: names.take(rows.column(name)) for name, names in _NAMES.items()}
+    columns["key"] = _make_keys(described["source"], described["doc_id"], columns["granularity"], rows["ordinal"])
     if codec == "int8":
         columns |= {"codes": rows.column("codes"), "scale": rows.column("scale")}
     else:
@@ -136,6 +140,7 @@ def _restore(rows: pa.RecordBatch, dim: int) -> tuple[Any, Any]:
 _features_schema = cache(features_schema)
 
 
-def _make_keys(source: str, doc_id: str, granularity: str, ordinals: pa.Array) -> pa.Array:
-    keys = [row_key(source, doc_id, granularity, ordinal) for ordinal in ordinals.to_pylist()]
+def _make_keys(source: str, doc_id: str, granularities: pa.Array, ordinals: pa.Array) -> pa.Array:
+    places = zip(granularities.to_pylist(), ordinals.to_pylist(), strict=True)
+    keys = [row_key(source, doc_id, granularity, ordinal) for granularity, ordinal in places]
     return pa.array(keys, pa.binary(KEY_BYTES))

@@ -32,7 +32,7 @@ from lodestream.storage.cache.compact_rows import (
 )
 from lodestream.storage.cache.entry import Entry
 
-MAGIC: Final = b"LODEPG01"
+MAGIC: Final = b"LODEPG02"
 BATCH_BYTES: Final = 64 << 10
 SUFFIX: Final = ".page"
 

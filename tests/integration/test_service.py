@@ -80,6 +80,19 @@ def test_a_known_text_is_not_encoded(service: Service) -> None:
     assert encoded.rows[0].column("codes").equals(fresh.column("codes"))
 
 
+def test_a_text_is_known_after_a_restart(workspace: Workspace, tmp_path: Path) -> None:
+    request = EncodeRequest(texts=["# Looms\n\nWoven by night. Worn by day.\n\nSold at noon."], text_format="markdown")
+    counted, codes = [], []
+    for _ in range(2):
+        with serve(workspace, f"cache.folder={tmp_path / 'cache'}") as service:
+            _, encoded = asyncio.run(service.encode(request, notes()))
+        counted.append((encoded.num_tokens[0], encoded.num_encoded_tokens))
+        codes.append(encoded.rows[0])
+    ((num_tokens, first), (again, second)) = counted
+    assert num_tokens == again and first == num_tokens > 0 and second == 0
+    assert codes[0].equals(codes[1]) and len(set(codes[0].column("granularity").to_pylist())) > 2
+
+
 def test_search_finds_by_text_and_by_vector(service: Service) -> None:
     view, nearest = asyncio.run(service.search(SearchRequest(query="spinning wool of sheep", source="docs"), notes()))
     assert nearest.hits[0].doc_id == "wool.md"
