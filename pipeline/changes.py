@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from lodestream.errors import MassDeletionRefused
+from lodestream.pipeline.settled import KEY
 from lodestream.pipeline.sources.protocol import Candidate, Source, SourceChanges
 from lodestream.pipeline.states import DocumentState, StoredStates, find_sources
 from lodestream.storage.store import Snapshot
@@ -78,7 +79,7 @@ def survey_source(
     Raises:
         SourceError: it cannot be reached or listed in full.
     """
-    known = StoredStates(published, source.name)
+    known = StoredStates(published, source.name, settled=checkpoint.get(KEY))
     incarnation = source.incarnation()
     reason = _why_everything(incarnation, checkpoint)
     changes = source.changes(None if reason else checkpoint["cursor"], known, retry=retry)

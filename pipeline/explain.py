@@ -13,6 +13,7 @@ from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.feature_version import choose_featurizer
 from lodestream.pipeline.report import read_run_start
 from lodestream.pipeline.session import read_published
+from lodestream.pipeline.settled import KEY, settle_row
 from lodestream.pipeline.sources.catalog import open_sources
 from lodestream.pipeline.sources.protocol import Candidate, Source, SourceState
 from lodestream.pipeline.states import StoredStates, find_rows
@@ -67,8 +68,8 @@ def explain_document(loaded: LoadedConfig, doc_id: str) -> Explanation:
     pointer = pointer if pointer is not None and pointer.sequence else None
     snapshot = FeatureStore.open(loaded.store_location).open_snapshot() if pointer else None
     document = _read_document(snapshot, doc_id)
-    state = _read_state(snapshot, doc_id)
     checkpoint = pointer.checkpoint if pointer else {}
+    state = _read_state(snapshot, checkpoint, doc_id)
     sources = _choose_sources(open_sources(loaded), state, doc_id)
     candidate = _ask_sources(sources, snapshot, checkpoint, doc_id)
     if document is None and state is None and candidate is None:
@@ -95,11 +96,11 @@ def _read_document(snapshot: Snapshot | None, doc_id: str) -> dict[str, Any] | N
     return None if row is None else {name: value for name, value in row.items() if name != "text"}
 
 
-def _read_state(snapshot: Snapshot | None, doc_id: str) -> dict[str, Any] | None:
+def _read_state(snapshot: Snapshot | None, checkpoint: dict[str, Any], doc_id: str) -> dict[str, Any] | None:
     if snapshot is None:
         return None
     rows: list[dict[str, Any]] = find_rows(snapshot, "source_state", [doc_id], SOURCE_STATE_SCHEMA.names).to_pylist()
-    return rows[0] if rows else None
+    return settle_row(rows[0], checkpoint) if rows else None
 
 
 def _choose_sources(sources: dict[str, Source], state: dict[str, Any] | None, doc_id: str) -> dict[str, Source]:
@@ -116,8 +117,8 @@ def _ask_sources(
 ) -> Candidate | None:
     """The document as its source has it now."""
     for name, source in sources.items():
-        known = StoredStates(snapshot, name)
-        since = checkpoint.get(name, {}).get("cursor")
+        seen = checkpoint.get(name, {})
+        known, since = StoredStates(snapshot, name, settled=seen.get(KEY)), seen.get("cursor")
         for candidate in source.changes(since, known, retry=[doc_id]).upserts:
             if candidate.doc_id == doc_id:
                 return candidate

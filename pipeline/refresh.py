@@ -25,6 +25,7 @@ from lodestream.pipeline.plan import RunPlan, make_plan
 from lodestream.pipeline.report import RunReport, name_run
 from lodestream.pipeline.run_log import append_entry
 from lodestream.pipeline.session import read_published
+from lodestream.pipeline.settled import SettledStates
 from lodestream.pipeline.stages import Reading
 from lodestream.pipeline.states import StoredStates, find_contents, find_documents
 from lodestream.pipeline.upkeep import finish_run
@@ -76,9 +77,14 @@ def run(
             _require_unpublished(store)
             held.enter_context(_note_failure(store, lease, run_id))
         report = _begin_report(plan, run_id)
-        transaction = _carry_out(loaded, plan, store, lease, report, show_progress=show_progress, note=note)
+        settled = SettledStates(
+            plan.pointer.checkpoint if plan.pointer else {}, touched=_names_of(plan).union(plan.deleted)
+        )
+        transaction = _carry_out(
+            loaded, plan, store, lease, report, settled=settled, show_progress=show_progress, note=note
+        )
         _guard_quarantine(report, transaction, max_share=loaded.config.run.max_quarantined_share)
-        _publish(plan, transaction, report, started)
+        _publish(plan, transaction, report, settled, started)
         if report.snapshot_after != report.snapshot_before:
             finish_run(loaded, store, report, lease)
     return report
@@ -122,6 +128,7 @@ def _carry_out(
     lease: Lease,
     report: RunReport,
     *,
+    settled: SettledStates,
     show_progress: ShowProgress | None,
     note: Callable[[str], None],
 ) -> Transaction:
@@ -153,6 +160,7 @@ def _carry_out(
         ),
         report=report,
         published=plan.published,
+        settled=settled,
         show_progress=show_progress,
         note=note,
     )
@@ -244,14 +252,16 @@ def _guard_quarantine(report: RunReport, transaction: Transaction, *, max_share:
         )
 
 
-def _publish(plan: RunPlan, transaction: Transaction, report: RunReport, started: float) -> None:
+def _publish(
+    plan: RunPlan, transaction: Transaction, report: RunReport, settled: SettledStates, started: float
+) -> None:
     now = datetime.now(UTC)
     report.end(now)
     report.seconds = time.perf_counter() - started
     summary = report.summarise() | {"ended_at": now.isoformat()}
     before = plan.pointer.run if plan.pointer else {}
     snapshot = transaction.publish(
-        checkpoint={survey.name: survey.checkpoint() for survey in plan.surveys},
+        checkpoint={survey.name: survey.checkpoint() | settled.checkpoint(survey.name) for survey in plan.surveys},
         run=summary | {"recent": append_entry(before, summary)},
     )
     report.snapshot_after = snapshot.sequence

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lodestream.pipeline.settled import settle
 from lodestream.pipeline.sources.protocol import KnownDocument, SourceState
 from lodestream.schema import SOURCE_STATE_SCHEMA
 from lodestream.storage.store import Snapshot
@@ -38,9 +39,17 @@ class DocumentState:
 class StoredStates:
     """The documents of one source in a snapshot, as ``sources.protocol.KnownStates``."""
 
-    def __init__(self, snapshot: Snapshot | None, source: str) -> None:
+    def __init__(
+        self, snapshot: Snapshot | None, source: str, *, settled: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Args:
+        snapshot: what holds them; None holds none.
+        source: its name.
+        settled: entries of ``settled.SettledStates``, which are newer than the snapshot.
+        """
         self._snapshot = snapshot
         self._source = source
+        self._settled = settled or {}
         self._loaded: dict[str, KnownDocument] | None = None
 
     def load(self) -> Mapping[str, KnownDocument]:
@@ -72,7 +81,7 @@ class StoredStates:
         names = ["doc_id", "content_hash", *_STATE_COLUMNS]
         table = self._snapshot.open_table("source_state").read(names, where=where)
         columns = [table.column(name).to_pylist() for name in names]
-        return {
+        found = {
             doc_id: KnownDocument(
                 content_hash=content_hash,
                 state=SourceState(
@@ -81,6 +90,8 @@ class StoredStates:
             )
             for doc_id, content_hash, version, size, mtime, ctime, object_id in zip(*columns, strict=True)
         }
+        newer = {doc_id: settle(found[doc_id], entry) for doc_id, entry in self._settled.items() if doc_id in found}
+        return found | newer
 
 
 def find_documents(snapshot: Snapshot | None, doc_ids: Collection[str]) -> dict[str, DocumentState]:

@@ -20,7 +20,18 @@ from lodestream.pipeline.executors import Executor, Progress
 from lodestream.pipeline.process import return_free_memory
 from lodestream.pipeline.report import RunReport
 from lodestream.pipeline.reuse import SegmentIndex
-from lodestream.pipeline.stages import CHANGED, MOVED, NEW, QUARANTINED, SAME, STILL_QUARANTINED, Reading, StageOutput
+from lodestream.pipeline.settled import SettledStates, drop_stale
+from lodestream.pipeline.stages import (
+    CHANGED,
+    GONE,
+    MOVED,
+    NEW,
+    QUARANTINED,
+    SAME,
+    STILL_QUARANTINED,
+    Reading,
+    StageOutput,
+)
 from lodestream.pipeline.states import build_state_rows, find_rows
 from lodestream.schema import DOCUMENTS_SCHEMA, SOURCE_STATE_SCHEMA, features_schema, row_key
 from lodestream.storage.store import Snapshot, Transaction
@@ -58,6 +69,7 @@ class ChunkWriter:
         reading: Reading,
         report: RunReport,
         published: Snapshot | None,
+        settled: SettledStates,
         show_progress: ShowProgress | None,
         note: Callable[[str], None],
     ) -> None:
@@ -67,6 +79,7 @@ class ChunkWriter:
         self._reading = reading
         self._report = report
         self._published = published
+        self._settled = settled
         self._show_progress = show_progress
         self._note = note
 
@@ -112,6 +125,8 @@ class ChunkWriter:
 
     def _write(self, output: StageOutput, moved: Sequence[Mapping[str, Any]]) -> None:
         base = self._transaction.base
+        if output.count().keys() <= {SAME, GONE} and self._keep_settled(base, output):
+            return
         kept = [self._quarantine_row(base, row) for row in output.select(QUARANTINED)]
         features, documents = self._move(moved)
         self._transaction.write_chunk(
@@ -124,12 +139,17 @@ class ChunkWriter:
             source_state=self._state_rows(base, output),
         )
 
+    def _keep_settled(self, base: Snapshot, output: StageOutput) -> bool:
+        """Whether the checkpoint takes up what the sources said, so that there is nothing to write."""
+        outcomes = output.select(SAME)
+        return self._settled.keep(outcomes, _find_states(base, outcomes))
+
     def _state_rows(self, base: Snapshot, output: StageOutput) -> pa.Table:
-        """What the sources said of the documents, of those too that came out the same."""
+        """What the sources said of the documents, of those too that came out the same now or before."""
         outcomes = output.select(NEW, CHANGED, MOVED, SAME, QUARANTINED, STILL_QUARANTINED)
-        doc_ids = [row["doc_id"] for row in outcomes]
-        rows = find_rows(base, "source_state", doc_ids, SOURCE_STATE_SCHEMA.names).to_pylist()
-        return build_state_rows(outcomes, {row["doc_id"]: row for row in rows}, run_id=self._report.run_id)
+        settled = self._settled.take_all()
+        rows = _find_states(base, [*outcomes, *settled])
+        return build_state_rows([*outcomes, *drop_stale(settled, rows)], rows, run_id=self._report.run_id)
 
     def _quarantine_row(self, base: Snapshot, row: Mapping[str, Any]) -> dict[str, Any]:
         """The document's row with the reason; text and counts of the last version that worked stay."""
@@ -167,6 +187,13 @@ class ChunkWriter:
 
     def _no_features(self) -> pa.Table:
         return features_schema(self._featurizer.model.dim).empty_table()
+
+
+def _find_states(base: Snapshot, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of ``source_state`` of some documents, by doc_id."""
+    doc_ids = [row["doc_id"] for row in outcomes]
+    rows = find_rows(base, "source_state", doc_ids, SOURCE_STATE_SCHEMA.names).to_pylist()
+    return {row["doc_id"]: row for row in rows}
 
 
 def cut_work(config: RunConfig, reads: Sequence[PlannedRead], *, num_workers: int) -> Iterator[tuple[PlannedRead, ...]]:
