@@ -10,10 +10,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lodestream.errors import StoreUnwritable
+
+_NUM_THREADS = 8  # flushes that wait at the same time share what the disk does
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -44,22 +47,22 @@ def sync_new_files(root: Path, known: frozenset[str]) -> frozenset[str]:
         All files that are there now: the ``known`` of the next call.
     """
     present = list_files(root)
-    new = present - known
-    folders: set[Path] = set()
-    for name in new:
-        path = root / name
-        try:
-            sync_path(path)
-        except FileNotFoundError:
-            continue  # the temporary file of another writer; what this one will name stays
-        # A new folder is itself a name in its parent: flush the whole line up to the root.
-        folders.update(parent for parent in path.parents if parent == root or root in parent.parents)
-    for folder in folders:
-        with suppress(FileNotFoundError):
-            sync_path(folder)
-    if new:
-        sync_path(root.parent)
+    new = [root / name for name in present - known]
+    if not new:
+        return present
+    # A new folder is itself a name in its parent: flush the whole line up to the root.
+    folders = {parent for path in new for parent in path.parents if parent == root or root in parent.parents}
+    with ThreadPoolExecutor(max_workers=_NUM_THREADS) as pool:
+        for paths in (new, folders):
+            for _ in pool.map(_sync_unless_gone, paths):
+                pass
+    sync_path(root.parent)
     return present
+
+
+def _sync_unless_gone(path: Path) -> None:
+    with suppress(FileNotFoundError):  # the temporary file of another writer; what this one will name stays
+        sync_path(path)
 
 
 def make_folder(path: Path) -> None:
