@@ -138,3 +138,11 @@ def test_what_vectors_depend_on_is_in_the_version(tmp_path: Path) -> None:
         versions[change] = repr(sorted(recipe.items()))
     assert versions["none"] == versions["query"]
     assert len(set(versions.values())) == 4
+
+
+def test_check_says_what_goes_before_a_text(tmp_path: Path) -> None:
+    write_sentence_model(tmp_path / "model", "nomic", "published")
+    workspace = Workspace.create(tmp_path / "work", {"a.md": "Ore."})
+    answer = json.loads(workspace.command("check", "--json", "--set", f"encoder.model={tmp_path / 'model'}").stdout)
+    (model,) = (item for item in answer["checks"] if item["name"] == "model")
+    assert ', before documents "search_document: ", before queries "search_query: ";' in model["detail"]
