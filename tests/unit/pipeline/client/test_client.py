@@ -123,7 +123,7 @@ def test_calls_send_what_the_routes_take(script: Script, ask: Callable[..., Any]
     assert (method, path, headers["authorization"]) == ("POST", "/v1/search", "Bearer s3cret")
     assert json.loads(body) == {
         "query": "imports", "limit": 3, "granularity": "paragraph", "min_density": 0.5, "headings": False,
-        "snapshot": "latest",
+        "snapshot": "latest", "exact": False,
     }  # fmt: skip
     ask("search", np.array([0.5, -1], np.float32))
     assert json.loads(script.asked[1][3])["vector"] == [0.5, -1.0]
