@@ -35,7 +35,7 @@ class FilesSource(Section):
     include: Patterns = DEFAULT_INCLUDE
     exclude: Patterns = ()
     encoding: Encoding = "auto"
-    max_document_bytes: Size = 16 * MIB
+    max_document_bytes: Size = 12 * MIB
     follow_symlinks: bool = True
 
     @property
@@ -58,7 +58,7 @@ class ObjectsSource(Section):
     include: Patterns = DEFAULT_INCLUDE
     exclude: Patterns = ()
     encoding: Encoding = "auto"
-    max_document_bytes: Size = 16 * MIB
+    max_document_bytes: Size = 12 * MIB
 
     @property
     def place(self) -> str:
@@ -78,7 +78,7 @@ class TableSection(Section):
     id_column: Text = "id"
     text_column: Text = "text"
     text_format: Literal["text", "markdown", "rst", "html"] = "text"
-    max_document_bytes: Size = 16 * MIB
+    max_document_bytes: Size = 12 * MIB
 
 
 class PostgresSource(TableSection):

@@ -11,14 +11,14 @@ _TABLE: Final = """\
 id_column = "id"                    # unique
 text_column = "text"
 # text_format = "text"              # or "markdown", "rst", "html"
-# max_document_bytes = "16MiB"      # larger texts are set aside, with the reason
+# max_document_bytes = "12MiB"      # larger texts are set aside, with the reason
 """
 
 _FILES: Final = """\
 # include = ["**/*.md", "**/*.markdown", "**/*.rst", "**/*.txt", "**/*.html", "**/*.htm"]
 # exclude = []
 # encoding = "auto"                 # or what all files are in, such as "windows-1252"
-# max_document_bytes = "16MiB"      # larger files are set aside, with the reason
+# max_document_bytes = "12MiB"      # larger files are set aside, with the reason
 """
 
 _SOURCES: Final[dict[Template, str]] = {

@@ -1,6 +1,6 @@
 """Peak memory of a backfill against the size of its corpus: it must stay within the budget, and flat.
 
-    python tests/bench/bench_memory.py [--sizes 1 5 20] [--document-mib 1 4 16]
+    python tests/bench/bench_memory.py [--sizes 1 5 20 40] [--document-mib 1 4 12]
 
 The corpus is the demo's, and then that again in other words, so that no segment repeats and nothing is left out by
 reuse. The model is the default one cut to one layer and a narrow MLP, else this would take hours: width, vocabulary
@@ -97,8 +97,8 @@ def draw(uses: dict[int, MemoryUse]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5, 20])
-    parser.add_argument("--document-mib", type=int, nargs="*", default=[1, 4, 16])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5, 20, 40])
+    parser.add_argument("--document-mib", type=int, nargs="*", default=[1, 4, 12])
     arguments = parser.parse_args()
     os.environ.pop("LODESTREAM_STREAMS", None)
     _, texts = read_corpus()
