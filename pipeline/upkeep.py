@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 from lodestream.errors import LodestreamError
 from lodestream.pipeline.config.settings import LoadedConfig
 from lodestream.pipeline.quarantine import recount
 from lodestream.pipeline.report import RunReport
-from lodestream.storage.cache.purge import PagePurge, purge_pages
 from lodestream.storage.findings import Verification
 from lodestream.storage.lease import Lease
 from lodestream.storage.maintenance import Upkeep, collect_garbage, keep_up
@@ -20,6 +20,9 @@ from lodestream.storage.purge import Purge, PurgePlan, plan_purge, purge_documen
 from lodestream.storage.repair import Repair, repair_store, require_opened
 from lodestream.storage.store import FeatureStore
 from lodestream.storage.verify import verify_store
+
+if TYPE_CHECKING:
+    from lodestream.storage.cache.purge import PagePurge
 
 
 def finish_run(loaded: LoadedConfig, store: FeatureStore, report: RunReport, lease: Lease) -> None:
@@ -54,6 +57,9 @@ def purge(loaded: LoadedConfig, planned: PurgePlan) -> tuple[Purge, PagePurge]:
     storage.purge and storage.cache.purge."""
     store = FeatureStore.open(loaded.store_location)
     folder = loaded.resolve(loaded.config.cache.folder)
+    # A refresh needs nothing of the cache.
+    from lodestream.storage.cache.purge import purge_pages
+
     # Before as well, since a purge that is killed behind its publish finds the documents in no snapshot any more.
     before = purge_pages(folder, planned.doc_ids)
     with store.open_lease("gc --purge", ttl_s=loaded.config.lease.ttl_s) as lease:
