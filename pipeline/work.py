@@ -125,8 +125,10 @@ class ChunkWriter:
 
     def _write(self, output: StageOutput, moved: Sequence[Mapping[str, Any]]) -> None:
         base = self._transaction.base
-        if output.count().keys() <= {SAME, GONE} and self._keep_settled(base, output):
-            return
+        outcomes = output.select(NEW, CHANGED, MOVED, SAME, QUARANTINED, STILL_QUARANTINED)
+        states = _find_states(base, outcomes)
+        if output.count().keys() <= {SAME, GONE} and self._settled.keep(outcomes, states):
+            return  # the checkpoint takes up what the sources said
         kept = [self._quarantine_row(base, row) for row in output.select(QUARANTINED)]
         features, documents = self._move(moved)
         self._transaction.write_chunk(
@@ -136,19 +138,15 @@ class ChunkWriter:
             ),
             deleted_doc_ids=(),
             keep_features_of=[row["doc_id"] for row in kept],
-            source_state=self._state_rows(base, output),
+            source_state=self._state_rows(base, outcomes, states),
         )
 
-    def _keep_settled(self, base: Snapshot, output: StageOutput) -> bool:
-        """Whether the checkpoint takes up what the sources said, so that there is nothing to write."""
-        outcomes = output.select(SAME)
-        return self._settled.keep(outcomes, _find_states(base, outcomes))
-
-    def _state_rows(self, base: Snapshot, output: StageOutput) -> pa.Table:
+    def _state_rows(
+        self, base: Snapshot, outcomes: Sequence[Mapping[str, Any]], states: Mapping[str, Mapping[str, Any]]
+    ) -> pa.Table:
         """What the sources said of the documents, of those too that came out the same now or before."""
-        outcomes = output.select(NEW, CHANGED, MOVED, SAME, QUARANTINED, STILL_QUARANTINED)
         settled = self._settled.take_all()
-        rows = _find_states(base, [*outcomes, *settled])
+        rows = {**states, **(_find_states(base, settled) if settled else {})}
         return build_state_rows([*outcomes, *drop_stale(settled, rows)], rows, run_id=self._report.run_id)
 
     def _quarantine_row(self, base: Snapshot, row: Mapping[str, Any]) -> dict[str, Any]:
