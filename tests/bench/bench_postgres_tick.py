@@ -106,7 +106,7 @@ def refresh(folder: Path) -> None:
 
 def import_only() -> None:
     """A process that imports the command line, Arrow and the driver."""
-    code = "import lodestream.pipeline.cli.app, pyarrow, adbc_driver_postgresql.dbapi"
+    code = "import lodestream.pipeline.cli.app, pyarrow, adbc_driver_postgresql"
     subprocess.run([sys.executable, "-c", code], env=command_environ() | COMPILED, check=True)
 
 

@@ -131,12 +131,14 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit that was measured, marked where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=RESULTS.parent.parent,
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit that was measured, marked where files differ from it; the results themselves do not count."""
+    head = _git("rev-parse", "--short", "HEAD")
+    if not head:
+        return "unknown"
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent.parent)
+    return done.stdout.strip()
