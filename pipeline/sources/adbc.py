@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from adbc_driver_manager import AdbcConnection, AdbcDatabase, AdbcStatement, Error
 
-Parameter = str | list[str]
+Parameter = str | float | list[str]
 
 
 class AdbcLink:
@@ -75,11 +75,14 @@ class AdbcLink:
 
 
 def _bind(parameters: tuple[Parameter, ...]) -> pa.RecordBatch:
-    columns = [_one_text(value) if isinstance(value, str) else pa.array([value]) for value in parameters]
+    columns = [pa.array([value]) if isinstance(value, list) else _one(value) for value in parameters]
     return pa.RecordBatch.from_arrays(columns, names=[str(place) for place in range(len(columns))])
 
 
-def _one_text(value: str) -> pa.Array:
+def _one(value: str | float) -> pa.Array:
     """``pa.array([value])`` without pandas."""
-    data = value.encode()
-    return pa.StringArray.from_buffers(1, pa.py_buffer(struct.pack("=2i", 0, len(data))), pa.py_buffer(data))
+    if isinstance(value, str):
+        data = value.encode()
+        return pa.StringArray.from_buffers(1, pa.py_buffer(struct.pack("=2i", 0, len(data))), pa.py_buffer(data))
+    kind, code = (pa.int64(), "=q") if isinstance(value, int) else (pa.float64(), "=d")
+    return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(struct.pack(code, value))])

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from lodestream.errors import ConfigError, SourceContract, SourceError, SourceUnavailable
+
+if TYPE_CHECKING:
+    from lodestream.pipeline.sources.adbc import Parameter
 
 BUSY_MS: Final = 10_000
 _TRANSIENT: Final = ("locked", "busy", "disk I/O", "interrupted", "out of memory")
@@ -43,14 +46,17 @@ class SqliteSession:
                 f"sources.{source}.path: {path} {what}", f"correct sources.{source}.path; its features are kept"
             )
         try:
-            from adbc_driver_sqlite import dbapi
+            import adbc_driver_sqlite as driver
+            from adbc_driver_manager import Error
+
+            from lodestream.pipeline.sources.adbc import AdbcLink
         except ImportError:
             raise ConfigError(
                 f"sources.{source}: the driver for SQLite is not installed", "pip install 'lodestream[sqlite]'"
             ) from None
-        self._dbapi = dbapi
+        self._errors = Error
         with self._explaining():
-            self._connection = dbapi.connect(f"file:{quote(str(path))}?mode=ro", autocommit=True)
+            self._link = AdbcLink(driver.connect(f"file:{quote(str(path))}?mode=ro"))
         self.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def __enter__(self) -> Self:
@@ -59,25 +65,21 @@ class SqliteSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()
+        self._link.close()
 
     def execute(self, sql: str) -> None:
         """Carries out a statement without a result."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.execute(sql)
+        with self._explaining():
+            self._link.execute(sql)
 
-    def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+    def query(self, sql: str, *parameters: Parameter) -> list[dict[str, Any]]:
         """The whole result of a query; ``?`` stands for the parameters."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.execute(sql, parameters or None)
-            rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
-            return rows
+        return [row for batch in self.stream(sql, *parameters) for row in batch.to_pylist()]
 
-    def stream(self, sql: str, *parameters: Any) -> Iterator[pa.RecordBatch]:
+    def stream(self, sql: str, *parameters: Parameter) -> Iterator[pa.RecordBatch]:
         """The result of a query batch by batch."""
-        with self._connection.cursor() as cursor, self._explaining():
-            cursor.execute(sql, parameters or None)
-            yield from cursor.fetch_record_batch()
+        with self._explaining(), self._link.open(sql, parameters) as reader:
+            yield from reader
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -90,7 +92,7 @@ class SqliteSession:
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except (self._dbapi.Error, OSError, pa.ArrowException) as error:
+        except (self._errors, OSError, pa.ArrowException) as error:
             raise self._explain(str(error)) from None
 
     def _explain(self, message: str) -> SourceError:
