@@ -79,7 +79,7 @@ def search_snapshot(
         if not headings:
             batch = batch.filter(pc.not_equal(batch.column("kind"), "heading"))
         best = _merge(best, batch, query, limit)
-    return describe_hits(snapshot, best)
+    return describe_hits(best, read_span_texts(snapshot, [span for _, span in best]))
 
 
 def _merge(
@@ -95,20 +95,39 @@ def _merge(
     return merged[:limit]
 
 
-def describe_hits(snapshot: Snapshot, best: Sequence[tuple[float, Mapping[str, Any]]]) -> list[Hit]:
-    """Spans with their documents' titles and texts: (score, the span's columns) each, in the order given."""
-    doc_ids = list(dict.fromkeys(row["doc_id"] for _, row in best))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanText:
+    """The text of a span, and the title of its document."""
+
+    title: str
+    text: str
+
+
+def read_span_texts(snapshot: Snapshot, spans: Sequence[Mapping[str, Any]]) -> list[SpanText]:
+    """Title and text of each span ("doc_id", "char_start", "char_end") from the store; "" of a document it has not."""
+    doc_ids = list(dict.fromkeys(span["doc_id"] for span in spans))
     found = find_rows(snapshot, "documents", doc_ids, ("doc_id", "title", "text")).to_pylist() if doc_ids else []
     documents = {document["doc_id"]: document for document in found}
-    hits = []
-    for score, row in best:
-        document = documents.get(row["doc_id"], {"title": "", "text": ""})
-        hits.append(
-            Hit(
-                title=document["title"],
-                score=round(score, 4),
-                text=document["text"][row["char_start"] : row["char_end"]],
-                **(dict(row) | {"density": round(float(row["density"]), 3)}),
-            )
+    texts = []
+    for span in spans:
+        document = documents.get(span["doc_id"], {"title": "", "text": ""})
+        texts.append(SpanText(title=document["title"], text=document["text"][span["char_start"] : span["char_end"]]))
+    return texts
+
+
+def describe_hits(best: Sequence[tuple[float, Mapping[str, Any]]], texts: Sequence[SpanText]) -> list[Hit]:
+    """Hits, in the order given.
+
+    Args:
+        best: score and columns of each span.
+        texts: of the same spans.
+    """
+    return [
+        Hit(
+            title=text.title,
+            text=text.text,
+            score=round(score, 4),
+            **(dict(span) | {"density": round(float(span["density"]), 3)}),
         )
-    return hits
+        for (score, span), text in zip(best, texts, strict=True)
+    ]

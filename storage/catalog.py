@@ -88,6 +88,14 @@ class Catalog:
             is_same &= find_equal(left, right).to_numpy(zero_copy_only=False)
         return mine[is_same], theirs[is_same]
 
+    def find_changed(self, before: Catalog) -> list[str]:
+        """Names of the documents of ``before`` that this has with another identity, or not at all."""
+        _, theirs = self.match(before)
+        is_changed = np.ones(len(before), np.bool_)
+        is_changed[theirs] = False
+        names: list[str] = before.doc_ids.filter(pa.array(is_changed)).to_pylist()
+        return names
+
     def _identify(self, row: int) -> bytes:
         hashed = hashlib.blake2b(digest_size=IDENTITY_BYTES)
         values: list[Any] = [self._columns[name][row].as_py() for name in ("doc_id", *_IDENTITY)]

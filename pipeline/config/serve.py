@@ -25,6 +25,7 @@ class ServeConfig(Section):
     ``max_ids, max_texts``  ids, and texts, of one request
     ``max_text_tokens, max_tokens``  tokens of one text, and of all texts of one request
     ``index_bytes``        memory for the codes that are searched, about 400 bytes a row; a larger store is scanned
+    ``text_bytes``         memory for the texts of spans that searches found lately; 0 reads them from the store
     ``approximate_above``  rows of a granularity above which searches look into cells of near rows only; 0 = never
     ``min_recall``         share of the ten nearest that they must find, as measured; where they do not, search is exact
     """
@@ -46,6 +47,7 @@ class ServeConfig(Section):
     max_text_tokens: int = Field(default=8192, ge=1)
     max_tokens: int = Field(default=65_536, ge=1)
     index_bytes: Size = 2048 * MIB
+    text_bytes: Size = 64 * MIB
     approximate_above: int = Field(default=400_000, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lodestream.pipeline.search import describe_hits, search_snapshot
 from lodestream.pipeline.serve.approximation import Approximation
 from lodestream.pipeline.serve.parts import Nearest
+from lodestream.pipeline.serve.span_texts import SpanTexts
 from lodestream.pipeline.sizes import format_size
 from lodestream.schema import Granularity
 from lodestream.storage.catalog import Catalog
@@ -34,6 +35,7 @@ class IndexSearcher:
         find_catalog: Callable[[Snapshot], Catalog],
         *,
         max_bytes: int,
+        text_bytes: int = 0,
         approximate_above: int = 0,
         min_recall: float = 1.0,
     ) -> None:
@@ -42,10 +44,12 @@ class IndexSearcher:
         Args:
             find_catalog: gives the documents of a snapshot that is about to be served.
             max_bytes: memory of the rows of one index at most.
+            text_bytes: memory of the texts of spans that were found, at most.
             approximate_above, min_recall: see approximation.Approximation.
         """
         self._find_catalog = find_catalog
         self._max_bytes = max_bytes
+        self._texts = SpanTexts(text_bytes)
         self._served: dict[int, tuple[Snapshot, VectorIndex]] = {}
         self._lock = threading.Lock()
         self._searches = {"index": 0, "approximate": 0, "scan": 0}
@@ -63,6 +67,7 @@ class IndexSearcher:
                 format_size(wanted_bytes),
                 format_size(self._max_bytes),
             )
+            self._texts.advance(before, snapshot, None)
             return
         catalog = self._find_catalog(snapshot)
         while True:
@@ -73,6 +78,7 @@ class IndexSearcher:
                 if known is None or before is None or self._find(before) is known:
                     self._served[snapshot.sequence] = (snapshot, index)
                     break
+        self._texts.advance(before, snapshot, catalog.find_changed(known.catalog) if known is not None else None)
         self._approximation.wake()
 
     def release(self, snapshot: Snapshot) -> None:
@@ -108,7 +114,8 @@ class IndexSearcher:
             spans, is_exact = index.search_cells(query_D, limit=limit, filters=filters, num_cells=num_cells)
         self._count("index" if is_exact else "approximate")
         found = [asdict(span) for span in spans]
-        hits = describe_hits(snapshot, [(span.pop("score"), span) for span in found])
+        texts = self._texts.get(snapshot, found)
+        hits = describe_hits([(span.pop("score"), span) for span in found], texts)
         return Nearest(hits=hits, is_exact=is_exact)
 
     def describe_recall(self) -> Mapping[str, Mapping[str, Any]]:
@@ -124,13 +131,13 @@ class IndexSearcher:
         self._approximation.close()
 
     def count(self) -> Mapping[str, int]:
-        """Searches so far by index, by its cells, and by scan; rows and bytes of the newest index."""
+        """Searches so far by index, by its cells, and by scan; rows and bytes of the newest index; bytes of texts."""
         with self._lock:
             newest = max(self._served.items(), default=None, key=lambda item: item[0])
             held = {"rows": 0, "bytes": 0}
             if newest is not None:
                 held = {"rows": newest[1][1].num_rows, "bytes": newest[1][1].nbytes}
-            return {**self._searches, **held}
+            return {**self._searches, **held, "text_bytes": self._texts.num_bytes}
 
     def _count(self, how: str) -> None:
         with self._lock:

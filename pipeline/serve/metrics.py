@@ -115,6 +115,7 @@ class _ServiceCollector(Collector):
         yield searches
         yield GaugeMetricFamily("lodestream_index_rows", "Rows of the index in memory.", counts["rows"])
         yield GaugeMetricFamily("lodestream_index_bytes", "Bytes of the index in memory.", counts["bytes"])
+        yield GaugeMetricFamily("lodestream_span_text_bytes", "Bytes of texts of hits held.", counts["text_bytes"])
         yield from _collect_recall(service.searcher.describe_recall())
         yield from _collect_cache({} if service.cache is None else service.cache.count())
         encoding = service.encoding

@@ -35,6 +35,7 @@ def open_service(loaded: LoadedConfig) -> Service:
         searcher=IndexSearcher(
             rows.find_catalog,
             max_bytes=serve.index_bytes,
+            text_bytes=serve.text_bytes,
             approximate_above=serve.approximate_above,
             min_recall=serve.min_recall,
         ),

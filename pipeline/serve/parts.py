@@ -133,7 +133,8 @@ class Searcher(Protocol):
         """
 
     def count(self) -> Mapping[str, int]:
-        """Searches so far by how they were done (index, approximate, scan), and "rows" and "bytes" of the index."""
+        """Searches so far by how they were done (index, approximate, scan), "rows" and "bytes" of the index, and
+        "text_bytes" of the spans' texts that are held."""
 
     def describe_recall(self) -> Mapping[str, Mapping[str, Any]]:
         """Of each granularity that may be searched approximately: "rows", "cells", whether searches are "approximate"

@@ -104,7 +104,7 @@ class VectorIndex:
         *,
         centroids: Mapping[str, Centroids] | None = None,
     ) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
         self._names = names
         self._numbers = numbers
         self._is_live = is_live
@@ -124,7 +124,7 @@ class VectorIndex:
 
     def advance(self, snapshot: Snapshot, catalog: Catalog) -> VectorIndex:
         """The index of another snapshot, by reading what differs. This one stays as it is."""
-        mine, theirs = catalog.match(self._catalog)
+        mine, theirs = catalog.match(self.catalog)
         is_new = np.ones(len(catalog), np.bool_)
         is_new[mine] = False
         added = catalog.doc_ids.filter(pa.array(is_new))
@@ -217,7 +217,7 @@ class VectorIndex:
                 known[id(block)] = (block, block.with_cells(centroids.assign(block.take_codes(slice(None)))))
         divided = [known[id(block)][1] for block in self._blocks[granularity]]
         return VectorIndex(
-            self._catalog,
+            self.catalog,
             self._names,
             self._numbers,
             self._is_live,
