@@ -33,7 +33,7 @@ import httpx2
 import psutil
 from corpora import read_corpus, read_paragraphs, write_files
 from harness import measure_time, record, start
-from http_load import HttpRequest, Load, run_load
+from http_load import UNIQUE, HttpRequest, Load, run_load
 
 from lodestream.pipeline.config.settings import load_config, write_initial_config
 from lodestream.pipeline.library import Library
@@ -110,7 +110,7 @@ def build_store(folder: Path) -> list[str]:
 
 
 def make_requests(ids: Sequence[str]) -> dict[str, list[HttpRequest]]:
-    """What is asked, by the name of the measurement. The queries and texts differ, and the store has none of them."""
+    """What is asked, by the name of the measurement. No query or text comes twice, and the store has none of them."""
     paragraphs = read_paragraphs(read_corpus()[1], limit=2000)
     queries = [" ".join(text.split()[:8]) for text in paragraphs]
     chosen = random.Random(7)
@@ -119,8 +119,8 @@ def make_requests(ids: Sequence[str]) -> dict[str, list[HttpRequest]]:
     bodies = {
         "get one id": ("/v1/features:get", [{"ids": [name], **document} for name in ids]),
         "get 100 ids": ("/v1/features:get", [{"ids": chosen.sample(list(ids), 100), **document} for _ in range(32)]),
-        "search": ("/v1/search", [{"query": query} for query in queries]),
-        "encode": ("/v1/embeddings", [{"input": text[:200], **embed} for text in paragraphs]),
+        "search": ("/v1/search", [{"query": f"{query} {UNIQUE}"} for query in queries]),
+        "encode": ("/v1/embeddings", [{"input": f"{text[:200]} {UNIQUE}", **embed} for text in paragraphs]),
     }
     return {name: [HttpRequest(path=path, body=body) for body in some] for name, (path, some) in bodies.items()}
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+UNIQUE = "UNIQUE_TEXT"
 SCRIPT = Path(__file__).with_name("load.lua")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """One request; ``body`` is sent as JSON."""
+    """One request; ``body`` is sent as JSON. ``UNIQUE`` in it stands for a word that no other request has."""
 
     path: str
     body: Any = None

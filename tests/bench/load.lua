@@ -1,6 +1,8 @@
 -- Load for wrk: requests of a file, one after the other, and the result as one line of JSON.
+-- UNIQUE_TEXT in a body stands for a word that no other request has.
 -- Arguments after "--": the file of requests (method, path, body; separated by tabs), and headers as NAME=VALUE.
-local requests, at = {}, 0
+local MARK = "UNIQUE_TEXT"
+local requests, at, sent, began = {}, 0, 0, os.time()
 
 function init(args)
   for index = 2, #args do
@@ -13,14 +15,20 @@ function init(args)
       requests[#requests + 1] = wrk.format(method, path)
     else
       wrk.headers["Content-Type"] = "application/json"
-      requests[#requests + 1] = wrk.format(method, path, nil, body)
+      local formatted = body:find(MARK, 1, true) == nil and wrk.format(method, path, nil, body)
+      requests[#requests + 1] = formatted or { method, path, body }
     end
   end
 end
 
 function request()
   at = at % #requests + 1
-  return requests[at]
+  local chosen = requests[at]
+  if type(chosen) == "string" then
+    return chosen
+  end
+  sent = sent + 1
+  return wrk.format(chosen[1], chosen[2], nil, (chosen[3]:gsub(MARK, began .. "x" .. sent)))
 end
 
 function done(summary, latency, _)
