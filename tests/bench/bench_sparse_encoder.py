@@ -3,12 +3,12 @@
     python tests/bench/bench_sparse_encoder.py [--shapes minilm modernbert] [--lengths 512 8192] [--rounds 3] [--gated]
 
 Shapes of all-MiniLM-L6 (heads of 32, no windows) and ModernBERT-base (heads of 64, two of three layers with a window),
-three layers each with random weights: the layers' times repeat. "minilm, real" is the default model, its positions
-repeated beyond its 512, on text of the corpus: errors of real weights, if of no real use. A sparse time holds cells,
-mask, stand-ins, trial and correction rows; dense is the form that the encoder takes by itself, which is the fastest
-there is. With ``--gated`` the plans are those of ``encoder.quality`` under the gate that this process measures first,
-for text of density 0 and of mixed density, and there are six layers, since how many climb depends on those before. With
-one thread the processor's time is taken, with more the clock's.
+three layers each (``--layers``) with random weights: the layers' times repeat. "minilm, real" is the default model, its
+positions repeated beyond its 512, on text of the corpus: errors of real weights, if of no real use. A sparse time holds
+cells, mask, stand-ins, trial and correction rows; dense is the form that the encoder takes by itself, which is the
+fastest there is. With ``--gated`` the plans are those of ``encoder.quality`` under the gate that this process measures
+first, for text of density 0 and of mixed density, and there are six layers, since how many climb depends on those
+before. With one thread the processor's time is taken, with more the clock's.
 """
 
 from __future__ import annotations
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--layers", type=int, help="of the shapes with random weights; 3, or 6 with --gated")
     parser.add_argument("--gated", action="store_true", help="the levels of encoder.quality instead of fixed shares")
     parser.add_argument("--append", action="store_true", help="keep what other runs measured")
     arguments = parser.parse_args()
@@ -232,7 +233,8 @@ def main() -> None:
     if not arguments.append:
         harness.start(NAME)
     for shape in arguments.shapes:
-        encoder, tokens = read_shape(shape, NUM_LAYERS_GATED if arguments.gated else NUM_LAYERS)
+        num_layers = arguments.layers or (NUM_LAYERS_GATED if arguments.gated else NUM_LAYERS)
+        encoder, tokens = read_shape(shape, num_layers)
         precision, head_dim = native_precision(), encoder.description.head_dim
         gate = None
         if arguments.gated:
