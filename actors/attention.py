@@ -24,7 +24,7 @@ from lodestream.kernels.attention.gate import GateTable, find_gate
 AttentionMode = Literal["auto", "dense", "sparse"]
 Quality = Literal["low", "medium", "high"]
 
-ATTENTION_VERSION: Final = 2
+ATTENTION_VERSION: Final = 3
 """Raised when the code of sparse attention changes a bit of the states; part of the fingerprint of sparse segments."""
 
 SPARSE_FROM: Final[Mapping[AttentionMode, int]] = {"auto": 2048, "sparse": 256, "dense": sys.maxsize}

@@ -34,6 +34,8 @@ _CHARS_PER_TOKEN: Final = 4
 """A guess, for the room that is kept while the tokens are not counted yet."""
 
 _FIRST_TEXT: Final = "The first text is slow, and the next ones are not."
+_FEW_TOKENS: Final = 48
+"""So few are encoded sooner by one thread than by two that wait for each other at every operator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class TextEncoder:
             self._encode_segments, options, start_thread=self._set_threads, on_batch=on_batch
         )
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._single = ThreadPoolExecutor(1, thread_name_prefix="encode-few", initializer=_use_one_thread)
 
     def warm_up(self) -> None:
         """Loads the model and encodes a first text, which also measures the rate. Waits; not for the event loop."""
@@ -160,13 +163,14 @@ class TextEncoder:
         """Takes in nothing more, and refuses what waits with ServiceUnavailable. May be called in any thread."""
         self.batcher.close()
         self._preparer.shutdown(wait=False)
+        self._single.shutdown(wait=False)
 
     # ---- in the threads --------------------------------------------------------------------------------------------
 
     def _set_threads(self) -> None:
-        import torch
+        from lodestream.kernels.threads import use_threads
 
-        torch.set_num_threads(self._options.num_threads)
+        use_threads(self._options.num_threads)
 
     def _prepare(
         self, texts: Sequence[str], text_format: TextFormat, role: Role, first: int, find_known: FindKnown | None
@@ -181,7 +185,11 @@ class TextEncoder:
 
     def _encode_segments(self, segments: Sequence[_Segment]) -> list[LeafVectors]:
         wanted = {segment.fingerprint: (segment.spans, segment.row) for segment in segments}
-        leaves = self.featurizer.encode_leaves(wanted, EncodeCounts())
+        tokens = sum(int(np.diff(segment.spans.segment_tokens[segment.row])[0]) for segment in segments)
+        if tokens <= _FEW_TOKENS:
+            leaves = self._single.submit(self.featurizer.encode_leaves, wanted, EncodeCounts()).result()
+        else:
+            leaves = self.featurizer.encode_leaves(wanted, EncodeCounts())
         return [leaves[segment.fingerprint] for segment in segments]
 
     def _finish(self, part: _Slice, encoded: Mapping[bytes, LeafVectors]) -> list[EncodedText]:
@@ -196,6 +204,12 @@ class TextEncoder:
             )
             for spans, rows in zip(part.spans, _split_rows(batch.features, batch.documents), strict=True)
         ]
+
+
+def _use_one_thread() -> None:
+    from lodestream.kernels.threads import use_threads
+
+    use_threads(1)
 
 
 def _guess_tokens(texts: Sequence[str]) -> int:

@@ -1,21 +1,30 @@
-"""Block-sparse attention on a CPU, in plain torch: what a row reads is copied side by side, then attended densely.
+"""Block-sparse attention on a CPU, in plain torch: what rows read is copied side by side, then attended densely.
 
-One row of one head at a time: copy, product, softmax, product. What a row needs (keys, values, scores) stays in the
-processor's cache that way, and torch's threads share each step. No row depends on another, so that a segment's result
-does not depend on what shares its batch.
+A few rows of one head at a time, all with the same number of kept blocks: copy, product, softmax, product. What they
+need (keys, values, scores) stays in the processor's cache that way. Threads take one head after the other
+(kernels/threads.py). No head depends on another, so that a segment's result does not depend on what shares its batch.
 
 T packed tokens, H heads, D head dim, q tokens of a row, W keys that a row reads: its kept tokens, then its cells.
+Both are copied in units of CELLS_PER_BLOCK keys.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.layout import CELLS_PER_BLOCK, KEY_BLOCK, BlockMask, SegmentBlocks
+from lodestream.kernels.threads import share_heads
+
+_UNITS_PER_BLOCK: Final = KEY_BLOCK // CELLS_PER_BLOCK
+_SCORES_AT_ONCE: Final = 1 << 20
+"""Of the rows that are attended together."""
 
 
 def attend_blocks(
@@ -48,7 +57,7 @@ def attend_blocks(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StandIns:
-    """keys, values [H x blocks, CELLS_PER_BLOCK x D]; log_counts [blocks, CELLS_PER_BLOCK]; slope [H, D, D] or None."""
+    """keys, values [H, cells, D]; log_counts [blocks, CELLS_PER_BLOCK]; slope [H, D, D] or None."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -68,10 +77,9 @@ class _Reads:
 def _take_cells(cells: CellSummary, segment: SegmentBlocks, number: int, dtype: torch.dtype) -> _StandIns:
     num_cells = segment.num_blocks * CELLS_PER_BLOCK
     used = slice(segment.cell_start, segment.cell_start + num_cells)
-    row_size = CELLS_PER_BLOCK * cells.keys_CHD.shape[2]
     return _StandIns(
-        keys=_by_head(cells.keys_CHD[used].to(dtype), num_cells).view(-1, row_size),
-        values=_by_head(cells.values_CHD[used].to(dtype), num_cells).view(-1, row_size),
+        keys=_by_head(cells.keys_CHD[used].to(dtype), num_cells),
+        values=_by_head(cells.values_CHD[used].to(dtype), num_cells),
         log_counts=cells.log_counts_C[used].view(-1, CELLS_PER_BLOCK).to(dtype),
         slope=None if cells.slopes_NHDD is None else cells.slopes_NHDD[number].to(dtype),
     )
@@ -92,87 +100,121 @@ def _attend_segment(
     """[H, n, D] of one segment, its queries scaled already."""
     segment, query_block = reads.segment, reads.mask.layout.query_block
     num_heads, head_dim = q_nHD.shape[1:]
-    num_tokens, num_blocks = segment.num_tokens, segment.num_blocks
-    q = _by_head(q_nHD, num_tokens)
-    keys = _by_head(k_nHD, num_blocks * KEY_BLOCK).view(-1, KEY_BLOCK * head_dim)
-    values = _by_head(v_nHD, num_blocks * KEY_BLOCK).view(-1, KEY_BLOCK * head_dim)
-    order = reads.mask.order_of(segment).to(torch.int64).expand(num_heads, -1, -1)
-    order = order + torch.arange(num_heads)[:, None, None] * num_blocks
-    counts = reads.mask.counts_HR[:, segment.rows].expand(num_heads, -1).tolist()
-    row = _Row(keys, values, reads.stand_ins, segment, max_kept=max(map(max, counts)), query_block=query_block)
-    out = torch.empty_like(q)
-    shares = None if reads.stand_ins is None else q.new_zeros(num_heads, num_tokens, 1)
-    for head in range(num_heads):
-        for number, count in enumerate(counts[head]):
-            place = slice(number * query_block, min((number + 1) * query_block, num_tokens))
-            logits = row.gather(q[head, place], order[head, number], count)
-            if lse_Hn is not None:
-                lse_Hn[head, place] = torch.logsumexp(logits.float(), 1)
-            weights = row.attend(logits, out[head, place])
-            if shares is not None and count < num_blocks:
-                torch.sum(weights[:, count * KEY_BLOCK :], 1, keepdim=True, out=shares[head, place])
-    if reads.stand_ins is not None and shares is not None and reads.stand_ins.slope is not None:
-        out.addcmul_(shares, torch.bmm(q, reads.stand_ins.slope))
-    return out
+    q_HRqD = _by_head(q_nHD, segment.num_rows * query_block).view(num_heads, segment.num_rows, query_block, head_dim)
+    k_HkD, v_HkD = (_by_head(x, segment.num_blocks * KEY_BLOCK) for x in (k_nHD, v_nHD))
+    out_HRqD = torch.empty_like(q_HRqD)
+    lse_HRq = None if lse_Hn is None else lse_Hn.new_empty(out_HRqD.shape[:3])
+
+    def attend_heads(heads: Iterator[int]) -> None:
+        worker = _HeadWorker(reads, head_dim, q_nHD.dtype)
+        for head in heads:
+            rows = worker.sort_rows(head)
+            out, lse = worker.attend(head, q_HRqD[head, rows], k_HkD[head], v_HkD[head], with_lse=lse_HRq is not None)
+            out_HRqD[head].index_copy_(0, rows, out)
+            if lse_HRq is not None and lse is not None:
+                lse_HRq[head].index_copy_(0, rows, lse)
+
+    share_heads(attend_heads, num_heads)
+    if lse_Hn is not None and lse_HRq is not None:
+        lse_Hn.copy_(lse_HRq.flatten(1)[:, : segment.num_tokens])
+    return out_HRqD.flatten(1, 2)[:, : segment.num_tokens]
 
 
-class _Row:
-    """Buffers for what one row reads, used again by the next."""
+class _HeadWorker:
+    """Attends one head after the other; its buffers are used again by the next rows."""
 
-    def __init__(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        stand_ins: _StandIns | None,
-        segment: SegmentBlocks,
-        *,
-        max_kept: int,
-        query_block: int,
-    ) -> None:
-        self._keys, self._values, self._stand_ins = keys, values, stand_ins
-        self._num_blocks = segment.num_blocks
-        self._head_dim = keys.shape[1] // KEY_BLOCK
-        self._tail_tokens = segment.num_tokens - (segment.num_blocks - 1) * KEY_BLOCK
-        most = max_kept * KEY_BLOCK + (segment.num_blocks * CELLS_PER_BLOCK if stand_ins is not None else 0)
-        self._key_buffer = keys.new_empty(most * self._head_dim)
-        self._value_buffer = keys.new_empty(most * self._head_dim)
-        self._logit_buffer = keys.new_empty(most * query_block)
-        self._weight_buffer = keys.new_empty(most * query_block)
-        self._gathered = self._value_buffer
+    def __init__(self, reads: _Reads, head_dim: int, dtype: torch.dtype) -> None:
+        self._reads, self._head_dim = reads, head_dim
+        self._num_blocks = reads.segment.num_blocks
+        self._query_block = reads.mask.layout.query_block
+        self._tail_tokens = reads.segment.num_tokens - (self._num_blocks - 1) * KEY_BLOCK
+        self._order_RB = torch.empty(0, dtype=torch.int64)
+        self._counts: list[int] = []
+        most = max(map(self._width, set(reads.mask.counts_HR[:, reads.segment.rows].flatten().tolist())))
+        num_scores = max(_SCORES_AT_ONCE, most * self._query_block)
+        num_keys = num_scores // self._query_block
+        self._key_buffer, self._value_buffer = (torch.empty(num_keys * head_dim, dtype=dtype) for _ in range(2))
+        self._logit_buffer, self._weight_buffer = (torch.empty(num_scores, dtype=dtype) for _ in range(2))
 
-    def gather(self, q_qD: torch.Tensor, order_B: torch.Tensor, count: int) -> torch.Tensor:
-        """[q, W], the logits of the row whose blocks are ``order_B``, ``count`` of them kept."""
-        num_dropped = self._num_blocks - count if self._stand_ins is not None else 0
-        num_kept = count * KEY_BLOCK
-        width = num_kept + num_dropped * CELLS_PER_BLOCK
-        keys = self._key_buffer[: width * self._head_dim].view(width, -1)
-        self._gathered = self._value_buffer[: width * self._head_dim].view(width, -1)
-        kept, dropped = order_B[:count], order_B[count:]
-        torch.index_select(self._keys, 0, kept, out=keys[:num_kept].view(count, -1))
-        torch.index_select(self._values, 0, kept, out=self._gathered[:num_kept].view(count, -1))
-        if num_dropped and self._stand_ins is not None:
-            cells = self._stand_ins
-            torch.index_select(cells.keys, 0, dropped, out=keys[num_kept:].view(num_dropped, -1))
-            torch.index_select(cells.values, 0, dropped, out=self._gathered[num_kept:].view(num_dropped, -1))
-        logits = self._logit_buffer[: width * len(q_qD)].view(len(q_qD), width)
-        torch.mm(q_qD, keys.T, out=logits)
-        self._add_bias(logits, order_B, count, num_dropped)
-        return logits
+    def sort_rows(self, head: int) -> torch.Tensor:
+        """int64 [R]: the rows in the order in which ``attend`` takes them, those with few kept blocks first."""
+        mask, segment = self._reads.mask, self._reads.segment
+        place = head if len(mask.counts_HR) > 1 else 0
+        counts_R, rows = torch.sort(mask.counts_HR[place, segment.rows], stable=True)
+        self._order_RB = mask.order_of(segment)[place, rows].to(torch.int64)
+        self._counts = counts_R.tolist()
+        return rows
 
-    def _add_bias(self, logits: torch.Tensor, order_B: torch.Tensor, count: int, num_dropped: int) -> None:
-        num_kept = count * KEY_BLOCK
-        if self._tail_tokens < KEY_BLOCK and int(order_B[count - 1]) % self._num_blocks == self._num_blocks - 1:
-            logits[:, num_kept - KEY_BLOCK + self._tail_tokens : num_kept] = -math.inf
-        if num_dropped and self._stand_ins is not None:
-            blocks = order_B[count:] % self._num_blocks
-            logits[:, num_kept:] += self._stand_ins.log_counts[blocks].view(-1)
+    def attend(
+        self, head: int, q_RqD: torch.Tensor, k_kD: torch.Tensor, v_kD: torch.Tensor, *, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[R, q, D] and float32 [R, q], of rows in the order of ``sort_rows``; keys are filled up with zeros."""
+        stand_ins, order_RB = self._reads.stand_ins, self._order_RB
+        keys, values = k_kD.view(-1, CELLS_PER_BLOCK * self._head_dim), v_kD.view(-1, CELLS_PER_BLOCK * self._head_dim)
+        units_RB = (order_RB[:, :, None] * _UNITS_PER_BLOCK + torch.arange(_UNITS_PER_BLOCK)).flatten(1)
+        cells_RB, bias_Rc = order_RB[:, :0], None
+        if stand_ins is not None:
+            keys = torch.cat([keys, stand_ins.keys[head].view(-1, keys.shape[1])])
+            values = torch.cat([values, stand_ins.values[head].view(-1, keys.shape[1])])
+            cells_RB = order_RB + self._num_blocks * _UNITS_PER_BLOCK
+            bias_Rc = stand_ins.log_counts[order_RB].flatten(1)
+        has_tail_R = self._find_tails()
+        out_RqD = torch.empty_like(q_RqD)
+        lse_Rq = torch.empty(q_RqD.shape[:2]) if with_lse else None
+        shares_Rq1 = q_RqD.new_zeros(*q_RqD.shape[:2], 1)
+        for rows, count in self._group():
+            picked = torch.cat([units_RB[rows, : count * _UNITS_PER_BLOCK], cells_RB[rows, count:]], 1)
+            num_rows, num_kept = len(picked), count * KEY_BLOCK
+            width = picked.shape[1] * CELLS_PER_BLOCK
+            k, v = (
+                torch.index_select(table, 0, picked.view(-1), out=_take(buffer, picked.numel(), table.shape[1])).view(
+                    num_rows, width, self._head_dim
+                )
+                for table, buffer in ((keys, self._key_buffer), (values, self._value_buffer))
+            )
+            logits = _take(self._logit_buffer, num_rows, self._query_block, width)
+            torch.bmm(q_RqD[rows], k.transpose(1, 2), out=logits)
+            if has_tail_R is not None:
+                tail = logits[:, :, num_kept - KEY_BLOCK + self._tail_tokens : num_kept]
+                tail.masked_fill_(has_tail_R[rows, None, None], -math.inf)
+            if bias_Rc is not None and width > num_kept:
+                logits[:, :, num_kept:] += bias_Rc[rows, None, count * CELLS_PER_BLOCK :]
+            if lse_Rq is not None:
+                torch.logsumexp(logits.float(), 2, out=lse_Rq[rows])
+            weights = torch.softmax(logits, 2, out=_take(self._weight_buffer, *logits.shape))
+            torch.bmm(weights, v, out=out_RqD[rows])
+            if width > num_kept:
+                torch.sum(weights[:, :, num_kept:], 2, keepdim=True, out=shares_Rq1[rows])
+        if stand_ins is not None and stand_ins.slope is not None:
+            out_RqD.addcmul_(shares_Rq1, q_RqD @ stand_ins.slope[head])
+        return out_RqD, lse_Rq
 
-    def attend(self, logits: torch.Tensor, out_qD: torch.Tensor) -> torch.Tensor:
-        """Writes the row's result and returns its weights [q, W]."""
-        weights = self._weight_buffer[: logits.numel()].view_as(logits)
-        torch.softmax(logits, 1, out=weights)
-        torch.mm(weights, self._gathered, out=out_qD)
-        return weights
+    def _width(self, count: int) -> int:
+        """Keys that a row with so many kept blocks reads, its cells included."""
+        num_cells = 0 if self._reads.stand_ins is None else (self._num_blocks - count) * CELLS_PER_BLOCK
+        return count * KEY_BLOCK + num_cells
+
+    def _group(self) -> Iterator[tuple[slice, int]]:
+        """Rows that are attended together, and how many blocks each of them keeps."""
+        start = 0
+        for count, run in itertools.groupby(self._counts):
+            end = start + len(list(run))
+            at_once = max(1, _SCORES_AT_ONCE // (self._query_block * self._width(count)))
+            for first in range(start, end, at_once):
+                yield slice(first, min(first + at_once, end)), count
+            start = end
+
+    def _find_tails(self) -> torch.Tensor | None:
+        """bool [R], rows that keep the last block, which is then the last of theirs; None where it is full."""
+        if self._tail_tokens == KEY_BLOCK:
+            return None
+        last = torch.tensor(self._counts)[:, None] - 1
+        return self._order_RB.gather(1, last)[:, 0] == self._num_blocks - 1
+
+
+def _take(buffer: torch.Tensor, *shape: int) -> torch.Tensor:
+    """The beginning of a buffer, in a shape."""
+    return buffer[: math.prod(shape)].view(shape)
 
 
 def _attend_window(

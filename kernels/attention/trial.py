@@ -10,7 +10,7 @@ S sampled tokens, H heads, D head dim, n tokens of the segment, C its cells, M m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import choose_step, measure_rest, sample_tokens
 from lodestream.kernels.attention.layout import CELLS_PER_BLOCK, KEY_BLOCK, BlockMask
+from lodestream.kernels.threads import share_heads
 
 _WEIGHTS_AT_ONCE: Final = 1 << 26
 
@@ -62,17 +63,31 @@ def try_masks(
     (segment,) = layout.segments
     sampled = sample_tokens(segment, choose_step(segment.num_tokens), device=q_nHD.device)
     keeps = [mask.keep_of(segment)[:, sampled // layout.query_block] for mask in masks]
-    # A processor's cache holds the weights of one head; a GPU wants many heads in one launch.
-    at_once = 1 if q_nHD.device.type == "cpu" else max(1, _WEIGHTS_AT_ONCE // (len(sampled) * len(k_nHD)))
-    exact, tried = [], []
-    for head in range(0, q_nHD.shape[1], at_once):
-        heads = slice(head, head + at_once)
-        q_HSD, k_HnD, v_HnD = (x[:, heads].transpose(0, 1) for x in (q_nHD[sampled] * scale, k_nHD, v_nHD))
+    num_heads, head_dim = q_nHD.shape[1:]
+    q_SHD = q_nHD[sampled] * scale
+    exact_HSD = torch.empty(num_heads, len(sampled), head_dim, device=q_nHD.device)
+    tried_MHSD = torch.empty(len(masks), *exact_HSD.shape, device=q_nHD.device)
+
+    def try_heads(heads: slice) -> None:
+        q_HSD, k_HnD, v_HnD = (x[:, heads].transpose(0, 1) for x in (q_SHD, k_nHD, v_nHD))
         rows = _SampledRows(q_HSD, k_HnD, v_HnD, cells, heads)
-        exact.append(rows.exact_HSD)
-        tried.append(torch.stack([rows.drop(keep[heads] if len(keep) > 1 else keep) for keep in keeps]))
-    exact_SHD = torch.cat(exact).transpose(0, 1)
-    errors = [measure_rest(exact_SHD - sparse.transpose(0, 1), exact_SHD).mean() for sparse in torch.cat(tried, 1)]
+        exact_HSD[heads] = rows.exact_HSD
+        for tried_HSD, keep in zip(tried_MHSD, keeps, strict=True):
+            tried_HSD[heads] = rows.drop(keep[heads] if len(keep) > 1 else keep)
+
+    def try_each(heads: Iterator[int]) -> None:
+        for head in heads:
+            try_heads(slice(head, head + 1))
+
+    # A processor's cache holds the weights of one head; a GPU wants many heads in one launch.
+    if q_nHD.device.type == "cpu":
+        share_heads(try_each, num_heads)
+    else:
+        at_once = max(1, _WEIGHTS_AT_ONCE // (len(sampled) * len(k_nHD)))
+        for head in range(0, num_heads, at_once):
+            try_heads(slice(head, head + at_once))
+    exact_SHD = exact_HSD.transpose(0, 1)
+    errors = [measure_rest(exact_SHD - sparse.transpose(0, 1), exact_SHD).mean() for sparse in tried_MHSD]
     return Trial(exact_SHD=exact_SHD, errors_M=torch.stack(errors))
 
 

@@ -165,4 +165,4 @@ def test_the_loop_is_free_while_the_model_is_loaded_and_encodes(toy: Featurizer)
 
     asyncio.run(main())
     encoder.close()
-    assert len(threads) == 1 and loop_thread not in threads
+    assert len(threads) <= 2 and loop_thread not in threads

@@ -1,0 +1,74 @@
+"""How many threads operators take: set for one thread alone, and heads side by side, each with operators of one thread.
+
+What sparse attention does for a head is many short operators. Split among torch's own threads each of them would wait
+for all of these twice, which takes about as long as the operator.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+
+
+def use_threads(number: int) -> None:
+    """Operators that the calling thread calls from now on take so many threads; those of other threads are left alone.
+
+    ``torch.set_num_threads`` alone does not do that: in a thread that has called no operator yet the number is
+    replaced, at the first one, by the last that any thread has set.
+    """
+    torch.get_num_threads()  # from here on the thread has a number of its own
+    torch.set_num_threads(number)
+
+
+def share_heads(work: Callable[[Iterator[int]], None], num_heads: int) -> None:
+    """Calls ``work`` once in each of as many threads as torch has here; together the calls get every head once.
+
+    Args:
+        work: does what is to be done for the heads that the iterator gives it. What it does for one must not depend on
+            any other: which thread gets which is not determined.
+        num_heads: H.
+
+    Raises:
+        whatever ``work`` raises, once all threads have stopped.
+    """
+    heads = iter(range(num_heads))
+    num_threads = min(torch.get_num_threads(), num_heads)
+    if num_threads < 2:
+        work(heads)
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def run() -> None:
+        with torch.inference_mode(inference):
+            work(heads)
+
+    pool = _find_pool(num_threads)
+    calls = [pool.submit(run) for _ in range(num_threads)]
+    wait(calls)
+    for call in calls:
+        call.result()
+
+
+def _find_pool(num_threads: int) -> ThreadPoolExecutor:
+    with _lock:
+        if num_threads not in _pools:
+            before = torch.get_num_threads()
+            everyone = threading.Barrier(num_threads + 1)
+            pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lodestream-heads")
+            for _ in range(num_threads):
+                pool.submit(_start_thread, everyone)
+            everyone.wait()
+            torch.set_num_threads(before)  # what threads begin with that are started from now on
+            _pools[num_threads] = pool
+        return _pools[num_threads]
+
+
+def _start_thread(everyone: threading.Barrier) -> None:
+    use_threads(1)
+    everyone.wait()
