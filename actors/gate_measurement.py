@@ -25,37 +25,39 @@ LENGTHS: Final = (SPARSE_FROM["auto"], 4096, 8192)
 """Longer segments take the last one's break-even, shorter ones are dense: see docs/kernels.md."""
 
 SHARES: Final = (0.25, 0.4, 0.6, 0.8)
-NUM_HEADS: Final = 1
 ROUNDS: Final = 3
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure_gate(*, engine: str, precision: str, head_dim: int, max_tokens: int) -> GateTable:
+def measure_gate(*, engine: str, precision: str, num_heads: int, head_dim: int, max_tokens: int) -> GateTable:
     """The break-even table of this machine, with the threads that torch has now.
 
     Args:
         engine: what the table is to name.
         precision: "fp32" or "bf16".
-        head_dim: D.
+        num_heads, head_dim: H and D of the model. Sparse heads take the threads one by one, so that with several
+            threads as many heads are measured as keep them busy twice, or all; with one thread one.
         max_tokens: of a segment; longer ones are not measured.
 
     Dense and sparse attention take turns, and the fastest of ROUNDS counts: what else the machine does makes single
     rounds slower, never faster. Cost: a few seconds at 8,192 tokens and one thread.
     """
+    num_threads = torch.get_num_threads()
+    num_heads = min(num_heads, 2 * num_threads if num_threads > 1 else 1)
     measurements = []
     with torch.inference_mode():
         for num_tokens in LENGTHS:
             if num_tokens <= max_tokens:
-                measurements += _measure_length(num_tokens, head_dim, _DTYPES[precision])
+                measurements += _measure_length(num_tokens, num_heads, head_dim, _DTYPES[precision])
     return build_gate(engine, head_dim, measurements)
 
 
-def _measure_length(num_tokens: int, head_dim: int, dtype: torch.dtype) -> list[Measurement]:
+def _measure_length(num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> list[Measurement]:
     cut = cut_segment(num_tokens)
     layout = plan_blocks([num_tokens], query_block=cut.query_block)
     # Time depends on the number of blocks alone, so that any values do.
     generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, num_tokens, NUM_HEADS, head_dim, generator=generator).to(dtype)
+    q, k, v = torch.randn(3, num_tokens, num_heads, head_dim, generator=generator).to(dtype)
 
     def attend_share(share: float) -> Callable[[], object]:
         recipe = MaskRecipe(max_share=share, count_step=cut.count_step, reach=cut.reach)

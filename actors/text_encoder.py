@@ -33,7 +33,7 @@ SLICE_CHARS: Final = 1 << 16
 _CHARS_PER_TOKEN: Final = 4
 """A guess, for the room that is kept while the tokens are not counted yet."""
 
-_FIRST_TEXT: Final = "The first text is slow, and the next ones are not."
+_FIRST_TEXT: Final = "The first text is slow, and the next ones are not. "
 _FEW_TOKENS: Final = 48
 """So few are encoded sooner by one thread than by two that wait for each other at every operator."""
 
@@ -64,6 +64,7 @@ class _Segment:
     fingerprint: bytes
     spans: PreparedSpans
     row: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +112,11 @@ class TextEncoder:
         self._single = ThreadPoolExecutor(1, thread_name_prefix="encode-few", initializer=_use_one_thread)
 
     def warm_up(self) -> None:
-        """Loads the model and encodes a first text, which also measures the rate. Waits; not for the event loop."""
-        part = self._prepare([_FIRST_TEXT], "text", "document", 0, None)
-        self.batcher.warm_up(*_list_segments([part]))
+        """Loads the model and encodes a short and a long text, by which the rate is measured. Waits; not for the event
+        loop."""
+        for text in (_FIRST_TEXT, _FIRST_TEXT * 5):
+            part = self._prepare([text], "text", "document", 0, None)
+            self.batcher.warm_up(*_list_segments([part]))
 
     async def encode(
         self,
@@ -185,8 +188,7 @@ class TextEncoder:
 
     def _encode_segments(self, segments: Sequence[_Segment]) -> list[LeafVectors]:
         wanted = {segment.fingerprint: (segment.spans, segment.row) for segment in segments}
-        tokens = sum(int(np.diff(segment.spans.segment_tokens[segment.row])[0]) for segment in segments)
-        if tokens <= _FEW_TOKENS:
+        if sum(segment.num_tokens for segment in segments) <= _FEW_TOKENS:
             leaves = self._single.submit(self.featurizer.encode_leaves, wanted, EncodeCounts()).result()
         else:
             leaves = self.featurizer.encode_leaves(wanted, EncodeCounts())
@@ -218,15 +220,15 @@ def _guess_tokens(texts: Sequence[str]) -> int:
 
 def _list_segments(parts: Sequence[_Slice]) -> tuple[list[_Segment], list[int]]:
     """Every unknown segment of the texts once, and the tokens that the encoder reads for each."""
-    wanted: dict[bytes, tuple[_Segment, int]] = {}
+    wanted: dict[bytes, _Segment] = {}
     for part in parts:
         for spans in part.spans:
             prefixes = np.diff(spans.segment_prefix_offsets).tolist()
             for row, (fingerprint, tokens) in enumerate(_count_own_tokens(spans)):
                 if fingerprint not in part.known and fingerprint not in wanted:
                     num_tokens = len(spans.prompt_ids) + prefixes[row] + tokens
-                    wanted[fingerprint] = (_Segment(fingerprint, spans, row), num_tokens)
-    return [segment for segment, _ in wanted.values()], [tokens for _, tokens in wanted.values()]
+                    wanted[fingerprint] = _Segment(fingerprint, spans, row, num_tokens)
+    return list(wanted.values()), [segment.num_tokens for segment in wanted.values()]
 
 
 def _count_own_tokens(spans: PreparedSpans) -> list[tuple[bytes, int]]:

@@ -68,6 +68,7 @@ def fix_gate(featurizer: Featurizer, recipes: Sequence[dict[str, Any]], *, num_t
     gate = measure_gate(
         engine=featurizer.engine,
         precision=featurizer.precision,
+        num_heads=featurizer.model.description.num_heads,
         head_dim=featurizer.model.description.head_dim,
         max_tokens=featurizer.segment_options.max_tokens,
     )

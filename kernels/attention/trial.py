@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from lodestream.kernels.attention.cells import CellSummary
 from lodestream.kernels.attention.correction import choose_step, measure_rest, sample_tokens
+from lodestream.kernels.attention.cpu import fill_size
 from lodestream.kernels.attention.layout import CELLS_PER_BLOCK, KEY_BLOCK, BlockMask
 from lodestream.kernels.threads import share_heads
 
@@ -63,27 +64,29 @@ def try_masks(
     (segment,) = layout.segments
     sampled = sample_tokens(segment, choose_step(segment.num_tokens), device=q_nHD.device)
     keeps = [mask.keep_of(segment)[:, sampled // layout.query_block] for mask in masks]
+    keeps = [F.pad(keep, (0, 0, 0, fill_size(len(sampled)) - len(sampled))) for keep in keeps]
     num_heads, head_dim = q_nHD.shape[1:]
-    q_SHD = q_nHD[sampled] * scale
+    # Filled up to few sizes, see ``fill_size``.
+    q_SHD = F.pad(q_nHD[sampled] * scale, (0, 0, 0, 0, 0, fill_size(len(sampled)) - len(sampled)))
     exact_HSD = torch.empty(num_heads, len(sampled), head_dim, device=q_nHD.device)
     tried_MHSD = torch.empty(len(masks), *exact_HSD.shape, device=q_nHD.device)
 
     def try_heads(heads: slice) -> None:
         q_HSD, k_HnD, v_HnD = (x[:, heads].transpose(0, 1) for x in (q_SHD, k_nHD, v_nHD))
         rows = _SampledRows(q_HSD, k_HnD, v_HnD, cells, heads)
-        exact_HSD[heads] = rows.exact_HSD
+        exact_HSD[heads] = rows.exact_HSD[:, : len(sampled)]
         for tried_HSD, keep in zip(tried_MHSD, keeps, strict=True):
-            tried_HSD[heads] = rows.drop(keep[heads] if len(keep) > 1 else keep)
+            tried_HSD[heads] = rows.drop(keep[heads] if len(keep) > 1 else keep)[:, : len(sampled)]
 
     def try_each(heads: Iterator[int]) -> None:
         for head in heads:
             try_heads(slice(head, head + 1))
 
     # A processor's cache holds the weights of one head; a GPU wants many heads in one launch.
+    at_once = max(1, _WEIGHTS_AT_ONCE // (len(sampled) * len(k_nHD)))
     if q_nHD.device.type == "cpu":
-        share_heads(try_each, num_heads)
+        share_heads(try_each, num_heads, most_at_once=at_once)
     else:
-        at_once = max(1, _WEIGHTS_AT_ONCE // (len(sampled) * len(k_nHD)))
         for head in range(0, num_heads, at_once):
             try_heads(slice(head, head + at_once))
     exact_SHD = exact_HSD.transpose(0, 1)
@@ -98,8 +101,10 @@ class _SampledRows:
         self, q_HSD: torch.Tensor, k_HnD: torch.Tensor, v_HnD: torch.Tensor, cells: CellSummary, heads: slice
     ) -> None:
         num_tokens = k_HnD.shape[1]
-        num_blocks = -(-num_tokens // KEY_BLOCK)
+        num_used = -(-num_tokens // KEY_BLOCK)
+        num_blocks = fill_size(num_used)
         surplus = num_blocks * KEY_BLOCK - num_tokens
+        self._more_blocks = num_blocks - num_used
         keys, self._values_HnD = (F.pad(x, (0, 0, 0, surplus)) for x in (k_HnD, v_HnD))
         logits = q_HSD @ keys.transpose(1, 2)
         logits[..., num_tokens:] = -math.inf
@@ -110,9 +115,12 @@ class _SampledRows:
         self._weights_HSBk = weights.view(*weights.shape[:2], num_blocks, KEY_BLOCK)
         self._sums_HSB = self._weights_HSBk.sum(3, dtype=torch.float32)
         self._kept_HSBk = logits.view_as(self._weights_HSBk)
-        used = slice(0, num_blocks * CELLS_PER_BLOCK)
-        cell_keys, self._cell_values_HCD = (x[used, heads].transpose(0, 1) for x in (cells.keys_CHD, cells.values_CHD))
-        cell_logits = (q_HSD @ cell_keys.transpose(1, 2)).float() + cells.log_counts_C[used]
+        used, more_cells = slice(0, num_used * CELLS_PER_BLOCK), self._more_blocks * CELLS_PER_BLOCK
+        cell_keys, self._cell_values_HCD = (
+            F.pad(x[used, heads].transpose(0, 1), (0, 0, 0, more_cells)) for x in (cells.keys_CHD, cells.values_CHD)
+        )
+        log_counts_C = F.pad(cells.log_counts_C[used], (0, more_cells), value=-math.inf)
+        cell_logits = (q_HSD @ cell_keys.transpose(1, 2)).float() + log_counts_C
         self._cell_weights_HSBc = torch.exp(cell_logits - lse[..., None]).view(*lse.shape, num_blocks, CELLS_PER_BLOCK)
         slopes = cells.slopes_NHDD
         self._first_order_HSD = q_HSD.new_zeros(1) if slopes is None else (q_HSD @ slopes[0, heads]).float()
@@ -120,6 +128,7 @@ class _SampledRows:
     def drop(self, keep_HSB: torch.Tensor) -> torch.Tensor:
         """float32 [H, S, D]: the result with these blocks kept (bool [H or 1, S, B]) and cells for the others."""
         dtype = self._weights_HSBk.dtype
+        keep_HSB = F.pad(keep_HSB, (0, self._more_blocks))
         kept = torch.mul(self._weights_HSBk, keep_HSB[..., None].to(dtype), out=self._kept_HSBk).flatten(2)
         dropped = (self._cell_weights_HSBc * ~keep_HSB[..., None]).flatten(2)
         from_cells = dropped.sum(2, keepdim=True)

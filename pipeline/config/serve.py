@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from lodestream.pipeline.config.types import Duration, Section, Size, Text
+from lodestream.pipeline.config.types import Budget, Duration, Section, Size, Text
 from lodestream.pipeline.sizes import MIB
 
 
@@ -47,7 +47,7 @@ class ServeConfig(Section):
     max_text_tokens: int = Field(default=8192, ge=1)
     max_tokens: int = Field(default=65_536, ge=1)
     index_bytes: Size = 2048 * MIB
-    text_bytes: Size = 64 * MIB
+    text_bytes: Budget = 64 * MIB
     approximate_above: int = Field(default=400_000, ge=0)
     min_recall: float = Field(default=0.95, ge=0, le=1)
 

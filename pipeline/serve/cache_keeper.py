@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from lodestream.storage.cache.layered import CacheOptions, LayeredCache
@@ -13,6 +14,8 @@ class CacheKeeper:
 
     def __init__(self, options: CacheOptions) -> None:
         self._options = options
+        self.on_purge: Callable[[], None] = lambda: None
+        """Called, in another thread, after a purge of the cache's folder."""
         self._lock = threading.Lock()
         self._dim: int | None = None
         self._cache: LayeredCache | None = None
@@ -21,11 +24,15 @@ class CacheKeeper:
         """The cache for vectors of this width. One of another width is closed: its pages stay on the disk."""
         with self._lock:
             if self._cache is None or self._dim != dim:
-                before, self._cache = self._cache, LayeredCache(self._options, dim=dim)
+                before = self._cache
+                self._cache = LayeredCache(self._options, dim=dim, on_purge=self._tell_purge)
                 self._dim = dim
                 if before is not None:
                     before.close()
             return self._cache
+
+    def _tell_purge(self) -> None:
+        self.on_purge()
 
     def count(self) -> dict[str, Any]:
         """The cache's counts; none before the first snapshot."""

@@ -78,7 +78,8 @@ class IndexSearcher:
                 if known is None or before is None or self._find(before) is known:
                     self._served[snapshot.sequence] = (snapshot, index)
                     break
-        self._texts.advance(before, snapshot, catalog.find_changed(known.catalog) if known is not None else None)
+        is_told = known is not None and self._texts.num_bytes > 0
+        self._texts.advance(before, snapshot, catalog.find_changed(known.catalog) if known and is_told else None)
         self._approximation.wake()
 
     def release(self, snapshot: Snapshot) -> None:
@@ -117,6 +118,10 @@ class IndexSearcher:
         texts = self._texts.get(snapshot, found)
         hits = describe_hits([(span.pop("score"), span) for span in found], texts)
         return Nearest(hits=hits, is_exact=is_exact)
+
+    def forget_texts(self) -> None:
+        """Gives up the texts in memory, after a purge of documents."""
+        self._texts.clear()
 
     def describe_recall(self) -> Mapping[str, Mapping[str, Any]]:
         """See parts.Searcher."""

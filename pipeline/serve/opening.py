@@ -29,16 +29,18 @@ def open_service(loaded: LoadedConfig) -> Service:
         batched = BatchedEncoding(Featurizer(options), limits, num_threads=num_threads)
         return CachedEncoding(batched, cache, limits)
 
+    searcher = IndexSearcher(
+        rows.find_catalog,
+        max_bytes=serve.index_bytes,
+        text_bytes=serve.text_bytes,
+        approximate_above=serve.approximate_above,
+        min_recall=serve.min_recall,
+    )
+    cache.on_purge = searcher.forget_texts
     return Service(
         loaded.store_location,
         rows=rows,
-        searcher=IndexSearcher(
-            rows.find_catalog,
-            max_bytes=serve.index_bytes,
-            text_bytes=serve.text_bytes,
-            approximate_above=serve.approximate_above,
-            min_recall=serve.min_recall,
-        ),
+        searcher=searcher,
         make_encoding=make_encoding,
         limits=limits,
         cache=cache,

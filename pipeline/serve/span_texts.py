@@ -66,6 +66,12 @@ class SpanTexts:
             self._keep(snapshot, [spans[number] for number in missing], read)
         return [text for text in found if text is not None]
 
+    def clear(self) -> None:
+        """Gives everything up."""
+        with self._lock:
+            self._documents.clear()
+            self._num_bytes = 0
+
     @property
     def num_bytes(self) -> int:
         """Memory that is held, estimated."""

@@ -20,8 +20,8 @@ Parameter = str | float | list[str]
 
 class AdbcLink:
     """A connection in autocommit. An interrupt (SIGINT, or SIGTERM where that raises) cancels the statement that the
-    server is at. Errors are those of ``adbc_driver_manager``; while rows are fetched also OSError and ArrowException.
-    Not for several threads."""
+    server is at, where the driver can do that. Errors are those of ``adbc_driver_manager``; while rows are fetched also
+    OSError and ArrowException. Not for several threads."""
 
     def __init__(self, database: AdbcDatabase) -> None:
         """Connects; the database is the link's from now on."""

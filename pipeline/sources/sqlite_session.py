@@ -57,7 +57,11 @@ class SqliteSession:
         self._errors = Error
         with self._explaining():
             self._link = AdbcLink(driver.connect(f"file:{quote(str(path))}?mode=ro"))
-        self.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        try:
+            self.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        except BaseException:
+            self._link.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -48,7 +48,13 @@ class LayeredCache:
     (``purge.purge_pages``) neither tier holds what it held before.
     """
 
-    def __init__(self, options: CacheOptions, *, dim: int) -> None:
+    def __init__(self, options: CacheOptions, *, dim: int, on_purge: Callable[[], None] = lambda: None) -> None:
+        """Args:
+        options: sizes and folder.
+        dim: width of the vectors.
+        on_purge: called, in another thread, once what memory held before a purge has been given up.
+        """
+        self._on_purge = on_purge
         self._memory = MemoryTier(features_schema(dim), options.memory_bytes, max_age_s=options.max_age_s)
         self._disk: DiskTier | None = None
         if options.folder is not None and options.disk_bytes:
@@ -135,6 +141,7 @@ class LayeredCache:
                 mark = now
                 items += [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
                 self._memory.clear()
+                self._on_purge()
                 disk.forget_purged()
                 is_over = None in items
                 continue

@@ -239,7 +239,13 @@ def main() -> None:
         gate = None
         if arguments.gated:
             engine = f"torch-cpu {precision}"
-            gate = measure_gate(engine=engine, precision=precision, head_dim=head_dim, max_tokens=MAX_TOKENS)
+            gate = measure_gate(
+                engine=engine,
+                precision=precision,
+                num_heads=encoder.description.num_heads,
+                head_dim=head_dim,
+                max_tokens=MAX_TOKENS,
+            )
             print(gate, flush=True)
         for num_tokens in arguments.lengths:
             plans: dict[str, SegmentPlan | None] = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lodestream.kernels.attention import reference
+from lodestream.kernels.attention import cpu, reference
 from lodestream.kernels.attention.api import Attended, attend
 from lodestream.kernels.attention.cells import summarise_cells
 from lodestream.kernels.attention.correction import correct_rows, count_samples, sample_tokens
@@ -73,6 +73,23 @@ def test_results_are_those_of_float64(
     mask = make_random_mask(layout, num_heads=2)
     out, lse = run(form, q, k, v, mask, compensation)
     expected = attend_in_float64(q, k, v, mask, compensation=compensation, rounds_logits=form == "cpu")
+    assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
+    assert float((lse.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 100_000, 1 << 20])
+@pytest.mark.parametrize("num_mask_heads", [1, 2])
+def test_rows_in_groups_of_any_size_give_the_result_of_float64(
+    scores_at_once: int, num_mask_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_SCORES_AT_ONCE", scores_at_once)
+    layout = plan_blocks([1990])
+    q, k, v = make_inputs(layout.num_tokens, 32)
+    mask = make_random_mask(layout, num_heads=num_mask_heads, share=0.2)
+    counts = mask.counts_HR[0].tolist()
+    assert len(set(counts)) > 1 and max(map(counts.count, counts)) > 1
+    out, lse = run("cpu", q, k, v, mask)
+    expected = attend_in_float64(q, k, v, mask, rounds_logits=True)
     assert float((out.double() - expected.out_THD).abs().max()) <= expected.out_budget
     assert float((lse.double() - expected.lse_TH).abs().max()) <= expected.lse_budget
 

@@ -135,10 +135,10 @@ def test_last_layer_is_dense_where_the_plan_says_so() -> None:
     assert segment.kept[0] < 0.4 and segment.kept[1] == 1.0
 
 
-@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize(("head_dim", "num_heads"), [(32, 1), (32, 5), (64, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_do_not_depend_on_the_number_of_threads(head_dim: int, dtype: torch.dtype) -> None:
-    qkv = [x.to(dtype) for x in make_inputs(3000, head_dim)]
+def test_bits_do_not_depend_on_the_number_of_threads(head_dim: int, num_heads: int, dtype: torch.dtype) -> None:
+    qkv = [x.to(dtype) for x in make_inputs(3000, head_dim, num_heads=num_heads)]
     plan = make_plan(3000, shares=(0.4,), bound=1e9)
     before, outs = torch.get_num_threads(), []
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,3 +73,48 @@ def test_a_thread_keeps_its_own_number(num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         assert pool.submit(torch.get_num_threads).result() == 3
         assert torch.get_num_threads() == num_threads
+
+
+def test_several_threads_may_share_heads_at_once(num_threads: int) -> None:
+    def share() -> list[int]:
+        use_threads(num_threads)
+        done: list[int] = []
+        for _ in range(20):
+            share_heads(done.extend, 7)
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        for call in [pool.submit(share) for _ in range(4)]:
+            assert sorted(call.result()) == sorted(list(range(7)) * 20)
+
+
+def test_no_more_heads_are_under_way_than_may_be(num_threads: int) -> None:
+    under_way, most = 0, 0
+    lock = threading.Lock()
+
+    def work(heads: Iterator[int]) -> None:
+        nonlocal under_way, most
+        for _ in heads:
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            time.sleep(0.01)
+            with lock:
+                under_way -= 1
+
+    share_heads(work, 6, most_at_once=2)
+    assert most == min(2, num_threads)
+
+
+def test_a_forked_child_has_pools_of_its_own() -> None:
+    code = (
+        "import os, torch\n"
+        "from lodestream.kernels import threads\n"
+        "torch.set_num_threads(2); threads.share_heads(list, 4)\n"
+        "assert threads._pools\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(bool(threads._pools))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "0", done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
+import torch
 
 from lodestream.actors import text_encoder
 from lodestream.actors.features import LeafVectors
@@ -146,23 +147,29 @@ def test_a_text_that_breaks_the_encoder_breaks_no_other(toy: Featurizer) -> None
     asyncio.run(main())
 
 
-def test_the_loop_is_free_while_the_model_is_loaded_and_encodes(toy: Featurizer) -> None:
+def test_the_loop_is_free_and_few_tokens_take_one_thread(toy: Featurizer) -> None:
     loop_thread = threading.get_ident()
-    threads: set[int] = set()
+    calls: list[tuple[int, int]] = []  # (which thread, how many threads its operators take)
     inner = toy.encode_leaves
 
     def encode_leaves(wanted: object, counts: object) -> object:
-        threads.add(threading.get_ident())
+        calls.append((threading.get_ident(), torch.get_num_threads()))
         return inner(wanted, counts)  # type: ignore[arg-type]
 
     toy.encode_leaves = encode_leaves  # type: ignore[assignment,method-assign]
-    encoder = TextEncoder(toy, options())
+    encoder = TextEncoder(toy, options(num_threads=3))
     encoder.warm_up()
+    assert [number for _, number in calls] == [1, 3], "both ways are warm"
     assert encoder.batcher.tokens_per_s > 0
+    calls.clear()
 
     async def main() -> None:
-        await encoder.encode(TEXTS, text_format="rst")
+        await encoder.encode(["A short text."], text_format="text")
+        await encoder.encode(["A long text has many words. " * 20], text_format="text")
+        crowd = [f"Text {number}." for number in range(40)]
+        await encoder.encode(crowd, text_format="text")  # few tokens each, many together
 
     asyncio.run(main())
     encoder.close()
-    assert len(threads) <= 2 and loop_thread not in threads
+    assert [number for _, number in calls] == [1, 3, 3]
+    assert loop_thread not in {thread for thread, _ in calls}

@@ -145,6 +145,7 @@ def test_every_setting_has_an_origin(tmp_path: Path) -> None:
         ("store.uri=a=b", "a=b"),
         ("run.chunk_bytes=1.5KiB", 1536),
         ("run.chunk_bytes=10", 10),
+        ("serve.text_bytes=0", 0),
         ("sources.docs.include=*.md, *.txt", ("*.md", "*.txt")),
         ('sources.docs.include=["a,b", "c"]', ("a,b", "c")),
         ("sources.docs.exclude=", ()),

@@ -61,12 +61,14 @@ def test_a_running_endpoint_forgets_what_memory_holds(tmp_path: Path, monkeypatc
     options = CacheOptions(
         memory_bytes={"sentence": 1 << 20}, folder=tmp_path, disk_bytes=1 << 20, codec="int8", max_age_s=1e6
     )
-    cache = LayeredCache(options, dim=DIM)
+    told: list[str] = []
+    cache = LayeredCache(options, dim=DIM, on_purge=lambda: told.append("purged"))
     cache.put("sentence", make_key("secret"), make_entry("secret"))
     assert cache.get("sentence", make_key("secret")) is not None
     purge_pages(tmp_path, ["secret"])
     wait_until(lambda: cache.count()["memory"]["sentence"]["entries"] == 0)
     assert cache.count()["memory"]["sentence"]["held_bytes"] == 0
+    wait_until(lambda: told == ["purged"])
     assert cache.get("sentence", make_key("secret")) is None
     cache.put("sentence", make_key("later"), make_entry("later"))
     cache.close()
