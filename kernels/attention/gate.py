@@ -93,15 +93,23 @@ CPU_GATES: Final = (
     GateTable(
         engine="torch-cpu fp32",
         head_dim=32,
-        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.5), (8192, 0.6)),
+        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.4), (8192, 0.5)),
     ),
-    GateTable(engine="torch-cpu fp32", head_dim=64, points=((512, 0.0), (1024, 0.0), (2048, 0.4), (8192, 0.5))),
+    GateTable(
+        engine="torch-cpu fp32",
+        head_dim=64,
+        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.5), (8192, 0.5)),
+    ),
     GateTable(
         engine="torch-cpu bf16",
         head_dim=32,
-        points=((512, 0.0), (1024, 0.0), (2048, 0.0), (4096, 0.5), (8192, 0.6)),
+        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.5), (8192, 0.6)),
     ),
-    GateTable(engine="torch-cpu bf16", head_dim=64, points=((512, 0.0), (1024, 0.0), (2048, 0.4), (8192, 0.6))),
+    GateTable(
+        engine="torch-cpu bf16",
+        head_dim=64,
+        points=((512, 0.0), (1024, 0.0), (2048, 0.25), (4096, 0.5), (8192, 0.6)),
+    ),
 )
 """Break-even of ``docs/bench/sparse_attention.jsonl``, correction rows included; a test holds them to that file."""
 

@@ -316,3 +316,12 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, ...], dtype: torch.dtype
 def test_empty_segments_are_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         plan_blocks(lengths)
+
+
+def test_products_have_few_shapes_and_little_filling() -> None:
+    """oneDNN keeps a compiled kernel for each shape: with one for each length a run would take more and more memory."""
+    sizes = range(1, 1 << 16)
+    filled = [cpu.fill_size(size) for size in sizes]
+    assert all(size <= fill <= size * 17 / 16 for size, fill in zip(sizes, filled, strict=True))
+    assert len(set(filled)) <= 16 * 16
+    assert all(fill % CELLS_PER_BLOCK == 0 for fill in filled[KEY_BLOCK - 1 :])
