@@ -47,7 +47,7 @@ class SampledError:
 
 def choose_step(num_tokens: int) -> int:
     """Tokens for each correction row of a segment: long segments have enough rows to measure by with fewer."""
-    return 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
+    return 8 if num_tokens <= 512 else 16 if num_tokens <= 2048 else 32 if num_tokens <= 8192 else 64
 
 
 def count_samples(num_tokens: int, step: int) -> int:
