@@ -29,6 +29,7 @@ from lodestream.actors.tokenize import Tokenizer
 from lodestream.kernels.attention.api import attend
 from lodestream.kernels.attention.budget import cut_segment, find_exact_rows, plan_segment
 from lodestream.kernels.attention.cells import summarise_cells
+from lodestream.kernels.attention.correction import choose_step
 from lodestream.kernels.attention.gate import GateTable
 from lodestream.kernels.attention.layout import plan_blocks
 from lodestream.kernels.block_mask import MaskRecipe, build_mask
@@ -76,7 +77,7 @@ class SparseLayers:
         cells = summarise_cells(k, v, layout, with_slope=self.ingredient.startswith("slope"))
         mask = build_mask(q, cells, layout, MaskRecipe(max_share=self.share, count_step=1, reach=0))
         stand_ins = None if self.ingredient == "dropped" else cells
-        step = 16 if self.ingredient == "slope and correction" else None
+        step = choose_step(layout.num_tokens) if self.ingredient == "slope and correction" else None
         result = attend(q, k, v, mask, stand_ins, correction_step=step)
         self.kept.append(float(mask.keep_HP.float().mean()))
         if result.error is not None:
