@@ -84,7 +84,8 @@ def test_a_measured_gate_is_kept_with_the_feature_version(
 
     def measure(**asked: object) -> GateTable:
         calls.append(1)
-        assert asked == {"engine": OPEN.engine, "precision": "fp32", "head_dim": 32, "max_tokens": MAX_TOKENS}
+        heads = {"num_heads": 2, "head_dim": 32}
+        assert asked == {"engine": OPEN.engine, "precision": "fp32", **heads, "max_tokens": MAX_TOKENS}
         return OPEN
 
     monkeypatch.setattr(gate_measurement, "measure_gate", measure)
