@@ -173,7 +173,7 @@ def test_account_of_a_call() -> None:
     assert int(account.exact) == kept * 4 * 32
     assert int(account.stand_ins) == (2 * (517**2 + 63**2) - kept) * 4 * 32 // CELL
     scoring, slope = 4 * 32 * (33**2 + 4**2), 4 * 32**2 * 580
-    sampled = 34 * (517 + 33) + 5 * (63 + 4)
+    sampled = 34 * (517 + 33) + 9 * (63 + 4)
     assert account.beside == 2 * (scoring + slope + sampled * 32 * (4 + 2 * 2))
     assert account.total == int(account.exact + account.stand_ins) + account.beside
     everything = account_flops(mask_all(layout), num_heads=2, head_dim=32, num_tried=1)
