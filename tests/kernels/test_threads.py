@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -91,14 +90,16 @@ def test_several_threads_may_share_heads_at_once(num_threads: int) -> None:
 def test_no_more_heads_are_under_way_than_may_be(num_threads: int) -> None:
     under_way, most = 0, 0
     lock = threading.Lock()
+    together = threading.Barrier(min(2, num_threads), timeout=60)
 
     def work(heads: Iterator[int]) -> None:
         nonlocal under_way, most
-        for _ in heads:
+        for head in heads:
             with lock:
                 under_way += 1
                 most = max(most, under_way)
-            time.sleep(0.01)
+            if head < together.parties:  # the first ones wait for each other: so many are under way at once
+                together.wait()
             with lock:
                 under_way -= 1
 
