@@ -21,9 +21,9 @@ class EncoderActor:
     """
 
     def __init__(self, options: FeaturizerOptions, encode_table: EncodeTable, num_threads: int) -> None:
-        import torch
+        from lodestream.kernels.threads import use_threads
 
-        torch.set_num_threads(num_threads)
+        use_threads(num_threads)
         self._featurizer = Featurizer(options)
         self._encode_table = encode_table
         self._memory: dict[bytes, Any] = {}

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -106,10 +107,13 @@ class TextEncoder:
         self._options = options
         self._check_tokens = check_tokens
         self.batcher: MicroBatcher[_Segment, LeafVectors] = MicroBatcher(
-            self._encode_segments, options, start_thread=self._set_threads, on_batch=on_batch
+            self._encode_segments,
+            options,
+            start_thread=partial(_start_thread, options.num_threads),
+            on_batch=on_batch,
         )
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._single = ThreadPoolExecutor(1, thread_name_prefix="encode-few", initializer=_use_one_thread)
+        self._single = ThreadPoolExecutor(1, thread_name_prefix="encode-few", initializer=partial(_start_thread, 1))
 
     def warm_up(self) -> None:
         """Loads the model and encodes a short and a long text, by which the rate is measured. Waits; not for the event
@@ -170,11 +174,6 @@ class TextEncoder:
 
     # ---- in the threads --------------------------------------------------------------------------------------------
 
-    def _set_threads(self) -> None:
-        from lodestream.kernels.threads import use_threads
-
-        use_threads(self._options.num_threads)
-
     def _prepare(
         self, texts: Sequence[str], text_format: TextFormat, role: Role, first: int, find_known: FindKnown | None
     ) -> _Slice:
@@ -208,10 +207,11 @@ class TextEncoder:
         ]
 
 
-def _use_one_thread() -> None:
+def _start_thread(num_threads: int) -> None:
+    """Runs first in a thread that encodes."""
     from lodestream.kernels.threads import use_threads
 
-    use_threads(1)
+    use_threads(num_threads)
 
 
 def _guess_tokens(texts: Sequence[str]) -> int:

@@ -160,8 +160,8 @@ def read_published(location: Location) -> PointerRecord | None:
 
 def set_threads(num_threads: int) -> int:
     """Gives torch its threads (0 = one a core); returns the number."""
-    import torch
+    from lodestream.kernels.threads import use_threads
 
     number = num_threads or os.cpu_count() or 1
-    torch.set_num_threads(number)
+    use_threads(number)
     return number

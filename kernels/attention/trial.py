@@ -63,11 +63,10 @@ def try_masks(
     layout = masks[0].layout
     (segment,) = layout.segments
     sampled = sample_tokens(segment, choose_step(segment.num_tokens), device=q_nHD.device)
-    keeps = [mask.keep_of(segment)[:, sampled // layout.query_block] for mask in masks]
-    keeps = [F.pad(keep, (0, 0, 0, fill_size(len(sampled)) - len(sampled))) for keep in keeps]
+    surplus = fill_size(len(sampled)) - len(sampled)
+    keeps = [F.pad(mask.keep_of(segment)[:, sampled // layout.query_block], (0, 0, 0, surplus)) for mask in masks]
     num_heads, head_dim = q_nHD.shape[1:]
-    # Filled up to few sizes, see ``fill_size``.
-    q_SHD = F.pad(q_nHD[sampled] * scale, (0, 0, 0, 0, 0, fill_size(len(sampled)) - len(sampled)))
+    q_SHD = F.pad(q_nHD[sampled] * scale, (0, 0, 0, 0, 0, surplus))
     exact_HSD = torch.empty(num_heads, len(sampled), head_dim, device=q_nHD.device)
     tried_MHSD = torch.empty(len(masks), *exact_HSD.shape, device=q_nHD.device)
 

@@ -48,8 +48,7 @@ class SpanTexts:
         """
         with self._lock:
             if changed is None or before is not self._snapshot:
-                self._documents.clear()
-                self._num_bytes = 0
+                self._drop_all()
             else:
                 for doc_id in changed:
                     self._drop(doc_id)
@@ -69,8 +68,7 @@ class SpanTexts:
     def clear(self) -> None:
         """Gives everything up."""
         with self._lock:
-            self._documents.clear()
-            self._num_bytes = 0
+            self._drop_all()
 
     @property
     def num_bytes(self) -> int:
@@ -108,6 +106,10 @@ class SpanTexts:
                     self._num_bytes += num_bytes
             while self._num_bytes > self._max_bytes:
                 self._drop(next(iter(self._documents)))
+
+    def _drop_all(self) -> None:
+        self._documents.clear()
+        self._num_bytes = 0
 
     def _drop(self, doc_id: str) -> None:
         document = self._documents.pop(doc_id, None)
